@@ -1,0 +1,184 @@
+"""Plain values: what a task is, what it asks for, how it ended.
+
+Immutable; made anew by `lifecycle` at every transition. `etcd/codec.py` turns them into the protobuf records of
+`protos/pilfer/v1/records.proto`, field by field. Times are Unix seconds; sizes bytes; durations seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+#: The defaults of a spec, shared by the API, the command line and JSON (absent fields in the proto).
+DEFAULT_CPU = 1.0
+DEFAULT_PIDS = 1024
+DEFAULT_GRACE_S = 5.0
+DEFAULT_MAX_ATTEMPTS = 5
+
+#: Attempts kept in a record; older ones are dropped, so that a record stays small.
+ATTEMPTS_KEPT = 10
+
+
+def _empty() -> Mapping[str, str]:
+    return MappingProxyType({})
+
+
+class Status(StrEnum):
+    """Where a task stands; the values are the words used in keys."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETE = "complete"
+    CANCELED = "canceled"
+    FAILED = "failed"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in (Status.COMPLETE, Status.CANCELED, Status.FAILED)
+
+
+class Reason(StrEnum):
+    """How an attempt, or the task as a whole, ended."""
+
+    EXITED = "exited"
+    SIGNALED = "signaled"
+    TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
+    CANCELED = "canceled"
+    SETUP_FAILED = "setup_failed"
+    GIVEN_BACK = "given_back"
+    NODE_LOST = "node_lost"
+    FENCED = "fenced"
+
+
+class Network(StrEnum):
+    NONE = "none"
+    HOST = "host"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What a task reserves and is held to."""
+
+    cpu: float = DEFAULT_CPU
+    #: None: nothing reserved, bounded by the node's capacity.
+    memory_bytes: int | None = None
+    pids: int = DEFAULT_PIDS
+    io_read_bytes_per_s: int | None = None
+    io_write_bytes_per_s: int | None = None
+
+
+DEFAULT_REQUIREMENTS = Requirements()
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    source: str
+    target: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """What the user asked for, defaults filled in."""
+
+    command: str
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=_empty)
+    #: None: the task's own scratch directory.
+    cwd: str | None = None
+    stdin: bytes = b""
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=_empty)
+    requirements: Requirements = DEFAULT_REQUIREMENTS
+    timeout_s: float | None = None
+    grace_s: float = DEFAULT_GRACE_S
+    restart_on_node_loss: bool = True
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    network: Network = Network.NONE
+    mounts: tuple[Mount, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    cpu_s: float = 0.0
+    memory_peak_bytes: int = 0
+    io_read_bytes: int = 0
+    io_write_bytes: int = 0
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended. Exactly one of exit_code and signal is set where the command itself ended."""
+
+    reason: Reason
+    exit_code: int | None = None
+    signal: int | None = None
+    #: The named step that failed, for SETUP_FAILED.
+    step: str = ""
+    errno: int | None = None
+    #: The same in words, for people.
+    detail: str = ""
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    number: int
+    node_id: str
+    host_id: str
+    claimed_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The record: the truth about one task."""
+
+    id: str
+    spec: TaskSpec
+    submitted_at: float
+    status: Status = Status.QUEUED
+    #: Number of the newest attempt; one more with each claim.
+    attempt: int = 0
+    #: Claims that counted against max_attempts: all but those given back before they started.
+    attempts_used: int = 0
+    #: The newest ATTEMPTS_KEPT attempts, oldest first.
+    attempts: tuple[Attempt, ...] = ()
+    cancel_requested: bool = False
+    #: Set when the task is terminal.
+    outcome: Outcome | None = None
+    finished_at: float | None = None
+
+    @property
+    def owner(self) -> str | None:
+        """The node id that runs it, or None."""
+        return self.attempts[-1].node_id if self.status is Status.RUNNING else None
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a node lends to tasks."""
+
+    cpu: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One run of a node process, as its leased key tells it. Written once; holds no load."""
+
+    id: str
+    host_id: str
+    name: str
+    capacity: Capacity
+    version: str
+    started_at: float
+    #: HOST:PORT of --listen; empty where only the unix socket is served.
+    address: str = ""
+    not_enforced: tuple[str, ...] = ()
