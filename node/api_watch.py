@@ -1,0 +1,91 @@
+"""TaskService.Watch: transitions as they happen, from etcd's own watch, in its order and with its revisions.
+
+With ids, the present state of each comes first and the watch goes on from the revision at which it was read, so that
+nothing between the two is missed. A few ids are watched one by one; many, or all, as the one range of all records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from etcd import keys
+from etcd.port import Etcd, Event, KeyRange, Range, Txn
+from node.api import without_stdin
+from node.api_errors import invalid, not_found, streams
+from node.core.validate import Violation
+from pilfer.v1 import records_pb2, tasks_pb2
+
+#: Up to here a watch per id costs etcd less than sending every record's changes.
+SINGLE_WATCHES_MAX = 64
+#: Reads in one transaction (etcd's default limit of operations is 128).
+READS_AT_ONCE = 100
+
+
+class WatchCall:
+    """The streaming call of TaskService that follows records."""
+
+    def __init__(self, etcd: Etcd) -> None:
+        self._etcd = etcd
+
+    @streams
+    async def Watch(  # noqa: N802  (gRPC's name)
+        self, request: tasks_pb2.WatchRequest, context: Any
+    ) -> AsyncGenerator[tasks_pb2.WatchResponse, None]:
+        ids = frozenset(request.ids)
+        for task_id in ids:
+            if not keys.is_task_id(task_id):
+                raise invalid([Violation("ids", f"{task_id!r} is no full task id")])
+        start = request.from_revision if request.HasField("from_revision") else None
+        if start is not None and start < 1:
+            raise invalid([Violation("from_revision", "must be 1 or more")])
+        labels = dict(request.labels)
+        present: list[tasks_pb2.WatchResponse] = []
+        if ids and start is None:
+            present, revision = await self._present(list(request.ids))
+            start = revision + 1
+
+        def wanted(task: records_pb2.Task) -> bool:
+            return labels.items() <= dict(task.spec.labels).items() if labels else True
+
+        async with self._etcd.watch(_ranges(ids), start_revision=start) as batches:
+            yield tasks_pb2.WatchResponse(ready=True)
+            for response in present:
+                yield response
+            async for batch in batches:
+                for event in batch.events:
+                    response = _response(event)
+                    if (not ids or response.task.id in ids) and (response.deleted or wanted(response.task)):
+                        yield response
+
+    async def _present(self, ids: Sequence[str]) -> tuple[list[tasks_pb2.WatchResponse], int]:
+        """The state of each id, in their order, and the oldest revision at which one was read."""
+        found: list[tasks_pb2.WatchResponse] = []
+        oldest: int | None = None
+        for start in range(0, len(ids), READS_AT_ONCE):
+            some = ids[start : start + READS_AT_ONCE]
+            result = await self._etcd.txn(Txn(success=tuple(Range(keys.task(task_id)) for task_id in some)))
+            oldest = result.revision if oldest is None else oldest
+            for task_id, read in zip(some, result.results, strict=True):
+                kvs = getattr(read, "kvs", ())
+                if not kvs:
+                    raise not_found(task_id)
+                found.append(_of_record(kvs[0].value, kvs[0].mod_revision))
+        return found, oldest or 0
+
+
+def _ranges(ids: frozenset[str]) -> Sequence[KeyRange]:
+    if ids and len(ids) <= SINGLE_WATCHES_MAX:
+        return [KeyRange(keys.task(task_id)) for task_id in sorted(ids)]
+    return [keys.all_tasks()]
+
+
+def _response(event: Event) -> tasks_pb2.WatchResponse:
+    if event.is_delete:
+        gone = records_pb2.Task(id=keys.parse_task(event.kv.key))
+        return tasks_pb2.WatchResponse(task=gone, revision=event.kv.mod_revision, deleted=True)
+    return _of_record(event.kv.value, event.kv.mod_revision)
+
+
+def _of_record(value: bytes, revision: int) -> tasks_pb2.WatchResponse:
+    return tasks_pb2.WatchResponse(task=without_stdin(records_pb2.Task.FromString(value)), revision=revision)

@@ -1,0 +1,463 @@
+"""Settings of a node: where each may come from, what it means, and what it may be.
+
+Precedence, per setting: flag, then environment (`PILFER_...`), then one TOML file, then default. The file is that of
+`--config` or `PILFER_CONFIG`; else `node.toml` in the data directory; else /etc/pilfer/node.toml. There is one file:
+files are not merged, so that the place to look is always one.
+
+Every setting keeps its origin, since "where does this value come from" is the first question about a wrong one;
+every error names the setting and that origin. `_OPTIONS` is the one table: a setting that is not in it does not
+exist, and an unknown key of a file is an error.
+
+Must not do: look at what the host has (cpu and memory that nobody set stay None until `node/load.py` resolves them),
+or make anything on disk. It only checks that shared paths are there, while it still knows who asked for them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+import socket
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from node.units import format_duration, format_size, parse_bool, parse_duration, parse_size
+
+SYSTEM_CONFIG_FILE: Final = Path("/etc/pilfer/node.toml")
+CONFIG_FILE_NAME: Final = "node.toml"
+SYSTEM_DATA_DIR: Final = Path("/var/lib/pilfer")
+ENV_PREFIX: Final = "PILFER_"
+
+#: etcd's floor: ceil(1.5 x election timeout of 1 s); a shorter wish would silently become this.
+LEASE_TTL_MIN_S: Final = 2.0
+#: Below this a sandbox does not even start a shell reliably.
+MEMORY_MIN_BYTES: Final = 16 * 2**20
+#: etcd refuses to be useful much below this; its own default is 2 GiB, its advised maximum 8 GiB.
+ETCD_QUOTA_MIN_BYTES: Final = 64 * 2**20
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used; the text names it, its origin and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A host path that every task of this node sees at the same place."""
+
+    path: str
+    read_only: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.path}:{'ro' if self.read_only else 'rw'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where the TCP port is. Port 0: any free one."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        return is_loopback(self.host)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one node, checked. `origins` tells for each field where its value came from."""
+
+    #: The unix socket, pki, etcd's data, logs: everything that this node keeps.
+    data_dir: Path
+    #: What people call this node; need not be unique.
+    name: str
+    #: None: no TCP port, the unix socket alone.
+    listen: Listen | None = None
+    #: Plain TCP without TLS; only ever true with a loopback address or without one.
+    insecure: bool = False
+    #: None: what the host has, or what the cgroup that the node was started in allows.
+    cpu: float | None = None
+    #: None: most of what the host has.
+    memory_bytes: int | None = None
+    shares: tuple[Share, ...] = ()
+    #: Prefixes below which a task's own mounts may take their source, besides the shares. May be written to.
+    allow_mounts: tuple[str, ...] = ()
+    #: Tasks may ask for the host's network.
+    allow_host_network: bool = False
+    lease_ttl_s: float = 5.0
+    #: None: searched for beside the interpreter and on PATH.
+    etcd_binary: Path | None = None
+    etcd_quota_bytes: int = 8 * 2**30
+    compaction_interval_s: float = 30.0
+    #: Ended tasks older than this are deleted, with their logs.
+    retention_age_s: float = 7 * 86_400.0
+    #: Of ended tasks more than this, the oldest are deleted, with their logs.
+    retention_count: int = 100_000
+    #: Queued tasks that the claimer looks at.
+    queue_window: int = 10_000
+    #: How long an ordered stop waits for tasks that may not be restarted before it ends them too.
+    stop_wait_s: float = 10.0
+    log_level: str = "info"
+    #: The file that was read; None where there was none.
+    config_file: Path | None = None
+    origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+# --- parsing: each takes text, or a TOML value of the type that fits, and raises ValueError in words
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, not {value!r}")  # noqa: TRY004 (one kind of error for all wrong values)
+    if "\0" in value or "\n" in value:
+        raise ValueError("may hold neither a zero byte nor a line break")
+    return value
+
+
+def _name(value: object) -> str:
+    name = _text(value).strip()
+    if not name or len(name) > 64 or not name.isprintable():
+        raise ValueError(f"{name!r} is not a name: 1 to 64 printable characters")
+    return name
+
+
+def _path(value: object) -> Path:
+    text = os.fspath(value) if isinstance(value, Path) else _text(value)
+    if not text:
+        raise ValueError("a path may not be empty")
+    return Path(text).expanduser().absolute()
+
+
+def _boolean(value: object) -> bool:
+    return value if isinstance(value, bool) else parse_bool(_text(value))
+
+
+def _number(value: object, parse: Callable[[str], float]) -> float:
+    # bool is an int to Python, but `cpu = true` is a mistake.
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"expected a number, not {value!r}")
+    try:
+        number = parse(value) if isinstance(value, str) else float(value)
+    except ValueError as error:
+        raise ValueError(str(error) if parse is not float else f"{value!r} is not a number") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a finite number")
+    return number
+
+
+def _cpu(value: object) -> float:
+    cpu = _number(value, float)
+    if not 0 < cpu <= 65_536:
+        raise ValueError(f"{value!r} is not a number of CPUs: more than 0, such as 4 or 0.5")
+    return cpu
+
+
+def _size(minimum: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        size = value if isinstance(value, int) and not isinstance(value, bool) else parse_size(_text(value))
+        if size < minimum:
+            raise ValueError(f"{value!r} is too small: at least {format_size(minimum)}")
+        return size
+
+    return parse
+
+
+def _duration(minimum_s: float) -> Callable[[object], float]:
+    def parse(value: object) -> float:
+        duration_s = _number(value, parse_duration)
+        if duration_s < minimum_s:
+            raise ValueError(f"{value!r} is too short: at least {format_duration(minimum_s)}")
+        return duration_s
+
+    return parse
+
+
+def _count(minimum: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(f"expected a whole number, not {value!r}")
+        try:
+            count = int(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is not a whole number") from None
+        if count < minimum:
+            raise ValueError(f"{value!r} is too small: at least {minimum}")
+        return count
+
+    return parse
+
+
+def _log_level(value: object) -> str:
+    level = _text(value).strip().lower()
+    if level not in LOG_LEVELS:
+        raise ValueError(f"{value!r} is not one of {', '.join(LOG_LEVELS)}")
+    return level
+
+
+def parse_listen(value: object) -> Listen:
+    """`HOST:PORT` or `[IPV6]:PORT`. Raises ValueError."""
+    if isinstance(value, Listen):
+        return value
+    text = _text(value).strip()
+    host, separator, port_text = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{text!r}: write an IPv6 address in brackets, such as [::1]:7400")
+    # isdecimal also holds for other scripts' digits; isascii keeps those out.
+    if not separator or not host or not (port_text.isascii() and port_text.isdecimal()) or int(port_text) > 65_535:
+        raise ValueError(f"{text!r} is not HOST:PORT, such as 192.168.1.10:7400")
+    return Listen(host, int(port_text))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`. A name other than localhost is not looked up, and so is not."""
+    if host.rstrip(".").lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def parse_share(value: object) -> Share:
+    """`PATH[:ro|rw]`, read-only by default; the path is absolute and there. Raises ValueError."""
+    if isinstance(value, Share):
+        return value
+    text = _text(value)
+    path, separator, mode = text.rpartition(":")
+    if not separator or mode not in ("ro", "rw"):
+        # A colon may be part of the path.
+        path, mode = text, "ro"
+    return Share(_existing(path), read_only=mode == "ro")
+
+
+def _existing(text: str) -> str:
+    """An absolute path without `..`, `.` or doubled slashes, so that prefixes can be compared as text."""
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} is not an absolute path")
+    path = os.path.normpath(text)
+    # POSIX lets // stand for something else than /, and normpath keeps it.
+    path = "/" + path.lstrip("/")
+    if path == "/":
+        raise ValueError("the whole root cannot be given: tasks see it read-only as it is")
+    try:
+        Path(path).stat()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    return path
+
+
+def _items(value: object) -> Sequence[object]:
+    """A list as it is; text (from the environment) is split at commas."""
+    if isinstance(value, str):
+        return [item for item in (part.strip() for part in value.split(",")) if item]
+    if isinstance(value, list | tuple):
+        return value
+    raise ValueError(f"expected a list of texts, not {value!r}")
+
+
+def _shares(value: object) -> tuple[Share, ...]:
+    shares: dict[str, Share] = {}
+    for share in map(parse_share, _items(value)):
+        known = shares.setdefault(share.path, share)
+        if known != share:
+            raise ValueError(f"{share.path} is shared both ro and rw")
+    return tuple(shares.values())
+
+
+def _prefixes(value: object) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_existing(_text(item)) for item in _items(value)))
+
+
+# --- the table
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    #: As in `--key` and a TOML file, with dashes and underscores as custom has it, and `PILFER_KEY`.
+    key: str
+    #: Of Settings.
+    field: str
+    parse: Callable[[object], object]
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.key.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return ENV_PREFIX + self.key.upper()
+
+
+_OPTIONS: Final = (
+    _Option("data_dir", "data_dir", _path),
+    _Option("name", "name", _name),
+    _Option("listen", "listen", parse_listen),
+    _Option("insecure", "insecure", _boolean),
+    _Option("cpu", "cpu", _cpu),
+    _Option("memory", "memory_bytes", _size(MEMORY_MIN_BYTES)),
+    _Option("share", "shares", _shares),
+    _Option("allow_mount", "allow_mounts", _prefixes),
+    _Option("allow_host_network", "allow_host_network", _boolean),
+    _Option("lease_ttl", "lease_ttl_s", _duration(LEASE_TTL_MIN_S)),
+    _Option("etcd", "etcd_binary", _path),
+    _Option("etcd_quota", "etcd_quota_bytes", _size(ETCD_QUOTA_MIN_BYTES)),
+    _Option("compaction_interval", "compaction_interval_s", _duration(1.0)),
+    _Option("retention_age", "retention_age_s", _duration(1.0)),
+    _Option("retention_count", "retention_count", _count(0)),
+    _Option("queue_window", "queue_window", _count(1)),
+    _Option("stop_wait", "stop_wait_s", _duration(0.0)),
+    _Option("log_level", "log_level", _log_level),
+)
+_BY_KEY: Final = {option.key: option for option in _OPTIONS}
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    value: object
+    origin: str
+
+
+def default_data_dir(environ: Mapping[str, str] = os.environ, *, uid: int | None = None) -> Path:
+    """/var/lib/pilfer for root, else `pilfer` in the XDG data directory (a relative one is ignored, as XDG says)."""
+    if (os.geteuid() if uid is None else uid) == 0:
+        return SYSTEM_DATA_DIR
+    base = environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "pilfer"
+
+
+def load_settings(
+    flags: Mapping[str, object | None],
+    environ: Mapping[str, str] = os.environ,
+    *,
+    system_file: Path = SYSTEM_CONFIG_FILE,
+) -> Settings:
+    """The settings of a node that is started with `flags`.
+
+    Keys of `flags` are those of the table (`data_dir`, `cpu`, `memory`, `share`, ...) and `config`; None and an empty
+    list mean that the flag was not given. Raises ConfigError.
+    """
+    unknown = sorted(flags.keys() - _BY_KEY.keys() - {"config"})
+    if unknown:
+        raise ConfigError(f"no such setting: {', '.join(unknown)}")
+    given = {key: found for key in _BY_KEY if (found := _from_call(key, flags, environ)) is not None}
+    file = _find_config_file(flags, environ, given, system_file)
+    if file is not None:
+        for key, value in _read_file(file).items():
+            given.setdefault(key, _Given(value, f"{key} in {file}"))
+    values = {key: _parse(_BY_KEY[key], found) for key, found in given.items()}
+    values.setdefault("data_dir", default_data_dir(environ))
+    values.setdefault("name", socket.gethostname() or "node")
+    origins = {option.field: given[option.key].origin if option.key in given else "default" for option in _OPTIONS}
+    fields: dict[str, Any] = {_BY_KEY[key].field: value for key, value in values.items()}
+    settings = Settings(**fields, config_file=file, origins=MappingProxyType(origins))
+    _check_together(settings)
+    return settings
+
+
+def _from_call(key: str, flags: Mapping[str, object | None], environ: Mapping[str, str]) -> _Given | None:
+    option = _BY_KEY[key]
+    flag = flags.get(key)
+    if flag is not None and flag not in ((), []):
+        return _Given(flag, f"flag {option.flag}")
+    # An empty variable counts as unset: that is how it is switched off in a unit file or a shell.
+    text = environ.get(option.variable, "")
+    return _Given(text, option.variable) if text else None
+
+
+def _parse(option: _Option, given: _Given) -> object:
+    try:
+        return option.parse(given.value)
+    except ValueError as error:
+        raise ConfigError(f"{option.key} ({given.origin}): {error}") from None
+
+
+def _find_config_file(
+    flags: Mapping[str, object | None], environ: Mapping[str, str], given: Mapping[str, _Given], system_file: Path
+) -> Path | None:
+    named = flags.get("config")
+    origin = "flag --config"
+    if named is None:
+        named, origin = environ.get(ENV_PREFIX + "CONFIG") or None, ENV_PREFIX + "CONFIG"
+    if named is not None:
+        path = Path(str(named)).expanduser().absolute()
+        if not path.is_file():
+            raise ConfigError(f"config ({origin}): {path} is not there, or not a file")
+        return path
+    found = given.get("data_dir")
+    data_dir = _parse(_BY_KEY["data_dir"], found) if found else default_data_dir(environ)
+    candidates = (Path(str(data_dir)) / CONFIG_FILE_NAME, system_file)
+    for path in candidates:
+        try:
+            # stat, not is_file: one that may not be looked at is an error, not absent.
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from None
+        return path
+    return None
+
+
+def _read_file(path: Path) -> Mapping[str, object]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+    known = {key.replace("-", "_"): value for key, value in content.items()}
+    if len(known) != len(content):
+        raise ConfigError(f"{path}: a setting stands there twice, once with - and once with _")
+    unknown = sorted(known.keys() - _BY_KEY.keys())
+    if unknown:
+        raise ConfigError(f"{path}: no such setting: {', '.join(unknown)}; there are {', '.join(sorted(_BY_KEY))}")
+    if "data_dir" in known and path.name == CONFIG_FILE_NAME and _is_inside_default(path, known["data_dir"]):
+        raise ConfigError(f"{path}: data_dir cannot be set in the data directory's own file")
+    return known
+
+
+def _is_inside_default(path: Path, data_dir: object) -> bool:
+    """Whether the file lies in a data directory and sends the node to another one: nobody would find either."""
+    return (
+        path.parent != SYSTEM_CONFIG_FILE.parent and _path(data_dir) != path.parent and (path.parent / "lock").exists()
+    )
+
+
+def _check_together(settings: Settings) -> None:
+    if settings.insecure and settings.listen is not None and not settings.listen.is_loopback:
+        raise ConfigError(
+            f"insecure ({settings.origins['insecure']}) is refused with listen {settings.listen} "
+            f"({settings.origins['listen']}): anybody who reaches that address could run commands here. "
+            "Leave insecure out (TLS needs no preparation), or listen on 127.0.0.1"
+        )
+
+
+def describe(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """For `node config`: (key as in a file, value as one would write it, origin), in the order of the table."""
+    for option in _OPTIONS:
+        yield option.key, _printed(option, getattr(settings, option.field)), settings.origins[option.field]
+
+
+def _printed(option: _Option, value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, int) and option.field.endswith("_bytes"):
+        return format_size(value)
+    if isinstance(value, float):
+        return format_duration(value) if option.field.endswith("_s") else f"{value:g}"
+    return str(value)

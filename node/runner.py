@@ -1,0 +1,333 @@
+"""Runs what this incarnation has claimed: from the claim's answer to the accepted end.
+
+One coroutine per run, owned by the runner's task group. Its states, in order:
+
+    held      the claim is won, the sandbox is not started
+    running   the command runs
+    ending    every process is gone; the end is being written
+
+Whatever happens to a run, its end is written once, with the guards of its claim; where the outcome of that write is
+unknown it is sent again until it is answered or the incarnation is over. A reservation is held until every process of
+the sandbox is gone, not until the end is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from etcd.errors import NoSpace, OutcomeUnknown, StoreUnavailable
+from etcd.store import Claim, TaskStore
+from isolation.client import Sandbox
+from isolation.errors import SandboxFailed, SpawnerDied
+from isolation.spec import BindMount, Limits, SandboxSpec
+from node.core.model import Network, Outcome, Reason, Requirements, Task
+from node.logs import LogStore, OpenedLog
+from node.outcomes import StopWhy, Verdict, of_end, of_setup_failure
+from node.supervised_spawner import SupervisedSpawner
+
+log = logging.getLogger(__name__)
+
+#: One try to write an end; then it is sent again, for as long as the incarnation lives.
+WRITE_TIMEOUT_S = 10.0
+RETRY_DELAY_MAX_S = 2.0
+#: After a failure that is the host's (disk full, no pids), nothing is claimed for this long, so that a broken node
+#: does not pull tasks in only to give them back.
+HOST_TROUBLE_PAUSE_S = 2.0
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Run:
+    """One claim and what became of it."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.phase = "held"
+        self.stop_why: StopWhy | None = None
+        self.sandbox: Sandbox | None = None
+        self.started_at: float | None = None
+        #: When the claim was handed to the runner, for the measured rate of starts.
+        self.held_at = time.monotonic()
+
+    @property
+    def task(self) -> Task:
+        return self.claim.task
+
+    @property
+    def grace_s(self) -> float:
+        return self.task.spec.grace_s
+
+    def ask_stop(self, why: StopWhy) -> None:
+        """Ends the command now or, where it has not started, instead of starting it. A cancel outranks a give back."""
+        if self.stop_why is StopWhy.CANCEL or self.phase == "ending":
+            return
+        first = self.stop_why is None
+        self.stop_why = why
+        if self.sandbox is not None and first:
+            self.sandbox.stop(self.grace_s)
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What every task of this node gets from it."""
+
+    host_id: str
+    cluster_epoch: int
+    #: Bound of tasks that ask for no memory limit of their own.
+    node_memory_bytes: int
+
+
+class Runner:
+    """All runs of one incarnation, by task id. At most one run per task."""
+
+    def __init__(
+        self,
+        store: TaskStore,
+        spawner: SupervisedSpawner,
+        logs: LogStore,
+        context: RunContext,
+        *,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._spawner = spawner
+        self._logs = logs
+        self._context = context
+        #: Called whenever capacity has become free.
+        self._on_change = on_change
+        self._group: asyncio.TaskGroup | None = None
+        self.runs: dict[str, Run] = {}
+        #: Runs whose processes are not gone yet: exactly these hold a reservation.
+        self._reserved: dict[str, Requirements] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.paused_until = 0.0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Owns the runs until `stop` is set and the last one has ended; cancelled, it drops them all."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            await stop.wait()
+            await self._idle.wait()
+
+    @property
+    def reserved(self) -> Iterable[Requirements]:
+        return self._reserved.values()
+
+    @property
+    def reserved_count(self) -> int:
+        return len(self._reserved)
+
+    def adopt(self, claim: Claim) -> Run:
+        """Takes over a won claim and starts it. A task that is already held here is left alone."""
+        known = self.runs.get(claim.task.id)
+        if known is not None:
+            return known
+        if self._group is None:
+            raise RuntimeError("the runner is not running")
+        run = Run(claim)
+        self.runs[claim.task.id] = run
+        self._reserved[claim.task.id] = claim.task.spec.requirements
+        self._idle.clear()
+        if claim.task.cancel_requested:
+            run.ask_stop(StopWhy.CANCEL)
+        self._group.create_task(self._run(run), name=f"run {claim.task.id}")
+        return run
+
+    def cancel(self, task_id: str) -> bool:
+        """Its cancel was requested. False: it is not held here (yet)."""
+        run = self.runs.get(task_id)
+        if run is None:
+            return False
+        run.ask_stop(StopWhy.CANCEL)
+        return True
+
+    def give_back_all(self, which: Callable[[Task], bool]) -> None:
+        """Asks every run that `which` picks to end and be given back."""
+        for run in list(self.runs.values()):
+            if which(run.task):
+                run.ask_stop(StopWhy.GIVE_BACK)
+
+    async def _run(self, run: Run) -> None:
+        try:
+            verdict, outcome = await self._attempt(run)
+            run.phase = "ending"
+            self._release(run)
+            await self._write_end(run, verdict, outcome)
+        finally:
+            self._release(run)
+            self.runs.pop(run.task.id, None)
+            if not self.runs:
+                self._idle.set()
+
+    def _release(self, run: Run) -> None:
+        if self._reserved.pop(run.task.id, None) is not None:
+            self._on_change()
+
+    async def _attempt(self, run: Run) -> tuple[Verdict, Outcome]:
+        """Runs the command; returns when no process of it is left."""
+        task = run.task
+        if run.stop_why is not None:
+            return self._stopped_before_start(run)
+        try:
+            files = self._open_files(task)
+        except OSError as error:
+            self._pause(f"cannot open log files: {error}")
+            return Verdict.GIVE_BACK, Outcome(
+                Reason.GIVEN_BACK, step="logs", errno=error.errno, detail=f"cannot open log files: {error}"
+            )
+        try:
+            run.sandbox = await self._spawner.launch(
+                sandbox_spec(task, run.claim, self._context),
+                stdin=files.stdin,
+                stdout=files.log.stdout,
+                stderr=files.log.stderr,
+            )
+        except SandboxFailed as failed:
+            verdict, outcome = of_setup_failure(failed.report)
+            if verdict is Verdict.GIVE_BACK:
+                self._pause(outcome.detail)
+            return verdict, outcome
+        except SpawnerDied as died:
+            return await self._after_spawner_death(run, died)
+        finally:
+            files.close()
+        run.phase = "running"
+        run.started_at = run.sandbox.started.started_at
+        if run.stop_why is not None:  # asked for while the sandbox was being made
+            run.sandbox.stop(run.grace_s)
+        try:
+            ended = await run.sandbox.wait()
+        except SpawnerDied as died:
+            return await self._after_spawner_death(run, died)
+        return of_end(ended, run.stop_why)
+
+    @staticmethod
+    def _stopped_before_start(run: Run) -> tuple[Verdict, Outcome]:
+        if run.stop_why is StopWhy.CANCEL:
+            return Verdict.CANCEL, Outcome(Reason.CANCELED, detail="canceled before it ran")
+        return Verdict.GIVE_BACK, Outcome(Reason.GIVEN_BACK, detail="its node was stopped before it ran")
+
+    async def _after_spawner_death(self, run: Run, died: SpawnerDied) -> tuple[Verdict, Outcome]:
+        """Gives back only once the next spawner has made sure that nothing of the sandbox is left."""
+        await self._spawner.wait_clean()
+        if run.stop_why is StopWhy.CANCEL:
+            return Verdict.CANCEL, Outcome(Reason.CANCELED, detail="canceled; its spawner died first")
+        return Verdict.GIVE_BACK, Outcome(Reason.GIVEN_BACK, detail=f"its spawner died: {died}")
+
+    def _pause(self, why: str) -> None:
+        self.paused_until = time.monotonic() + HOST_TROUBLE_PAUSE_S
+        log.error("this host cannot start tasks now, claiming nothing for %.0f s: %s", HOST_TROUBLE_PAUSE_S, why)
+
+    def _open_files(self, task: Task) -> OpenedFiles:
+        opened = self._logs.create(task.id, task.attempt)
+        try:
+            return OpenedFiles(stdin_of(task.spec.stdin), opened)
+        except OSError:
+            opened.close()
+            raise
+
+    async def _write_end(self, run: Run, verdict: Verdict, outcome: Outcome) -> None:
+        writes = {
+            Verdict.FINISH: self._store.finish,
+            Verdict.CANCEL: self._store.confirm_cancel,
+            Verdict.GIVE_BACK: self._store.give_back,
+        }
+        write, now = writes[verdict], time.time()
+
+        async def once() -> Task | None:
+            return await write(
+                run.claim, outcome, started_at=run.started_at, now=now, timeout_s=WRITE_TIMEOUT_S
+            )
+
+        after = await until_answered(once, f"{verdict.value} of task {run.task.id}")
+        log.info(
+            "task=%s attempt=%d fence=%d %s: %s",
+            run.task.id,
+            run.task.attempt,
+            run.claim.fence_revision,
+            f"now {after.status.value}" if after else "refused, no longer mine",
+            outcome.detail or outcome.reason.value,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedFiles:
+    stdin: int
+    log: OpenedLog
+
+    def close(self) -> None:
+        os.close(self.stdin)
+        self.log.close()
+
+
+def stdin_of(data: bytes) -> int:
+    """A descriptor to read `data` from; /dev/null where there is none."""
+    if not data:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        # A descriptor of its own for reading: the task cannot write to what is its input.
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(fd)
+
+
+def fence_token(cluster_epoch: int, fence_revision: int) -> int:
+    """One number that only grows over the life of a cluster, restores included (a restore raises the epoch).
+
+    A revision has 48 bits here: at 10,000 writes a second that is 890 years.
+    """
+    return (cluster_epoch << 48) + fence_revision
+
+
+def sandbox_spec(task: Task, claim: Claim, context: RunContext) -> SandboxSpec:
+    spec, needs = task.spec, task.spec.requirements
+    env = {
+        "PATH": DEFAULT_PATH,
+        **spec.env,
+        "PILFER_TASK_ID": task.id,
+        "PILFER_ATTEMPT": str(task.attempt),
+        "PILFER_FENCE": str(fence_token(context.cluster_epoch, claim.fence_revision)),
+        "PILFER_NODE_ID": claim.identity.node_id,
+    }
+    return SandboxSpec(
+        id=f"{task.id}.{task.attempt}",
+        argv=(spec.command, *spec.args),
+        env=env,
+        limits=Limits(
+            cpu=needs.cpu,
+            memory_bytes=needs.memory_bytes if needs.memory_bytes is not None else context.node_memory_bytes,
+            pids=needs.pids,
+            io_read_bytes_per_s=needs.io_read_bytes_per_s,
+            io_write_bytes_per_s=needs.io_write_bytes_per_s,
+        ),
+        cwd=spec.cwd,
+        mounts=tuple(BindMount(m.source, m.target, read_only=m.read_only) for m in spec.mounts),
+        host_network=spec.network is Network.HOST,
+        timeout_s=spec.timeout_s,
+        grace_s=spec.grace_s,
+    )
+
+
+async def until_answered(once: Callable[[], Awaitable[Task | None]], what: str) -> Task | None:
+    """Does `once` until etcd has answered it: an unknown outcome is settled by nothing else."""
+    delay_s = 0.05
+    while True:
+        try:
+            return await once()
+        except (OutcomeUnknown, StoreUnavailable, NoSpace) as error:
+            log.warning("%s is not settled yet, trying again: %s", what, error)
+        # Jitter: the runs of a node must not all come back at the same moment.
+        await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))  # noqa: S311  (not for secrets)
+        delay_s = min(delay_s * 2, RETRY_DELAY_MAX_S)

@@ -1,0 +1,149 @@
+"""The node's gRPC server: which services it serves, and where.
+
+Always a unix socket in the data directory, the local admin's door: 0600 in a 0700 directory. A TCP port only with
+`--listen`, with mutual TLS or, on loopback alone, in plain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from node.trust import Trust
+from pilfer.v1 import nodes_pb2, nodes_pb2_grpc, tasks_pb2, tasks_pb2_grpc
+
+#: One call (design, section 7).
+CALL_MAX_BYTES = 64 * 1024 * 1024
+
+TASK_SERVICE = tasks_pb2.DESCRIPTOR.services_by_name["TaskService"].full_name
+NODE_SERVICE = nodes_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", CALL_MAX_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # Without it a second node would share the port silently and take half of the calls.
+    ("grpc.so_reuseport", 0),
+    # Clients that follow a quiet log keep the connection alive with pings.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class AddressInUse(Exception):  # noqa: N818  (named like the other refusals at start)
+    """The address to listen on cannot be had."""
+
+
+class Tasks(tasks_pb2_grpc.TaskServiceServicer):
+    """TaskService, put together from its calls; each lives in a file of its own."""
+
+    def __init__(self, calls: Any, watch: Any, log: Any) -> None:
+        self.Submit = calls.Submit
+        self.Cancel = calls.Cancel
+        self.Status = calls.Status
+        self.List = calls.List
+        self.Watch = watch.Watch
+        self.Log = log.Log
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """A TCP address; trust None: plain text."""
+
+    address: str
+    trust: Trust | None
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    tasks: tasks_pb2_grpc.TaskServiceServicer,
+    nodes: nodes_pb2_grpc.NodeServiceServicer,
+    *,
+    socket: Path,
+    listen: Listen | None,
+    stop_grace_s: float = 1.0,
+) -> AsyncIterator[health.aio.HealthServicer]:
+    """Serves while entered. Raises AddressInUse. Gives the health service, which says SERVING."""
+    server = grpc.aio.server(options=OPTIONS)
+    tasks_pb2_grpc.add_TaskServiceServicer_to_server(tasks, server)  # type: ignore[no-untyped-call]
+    nodes_pb2_grpc.add_NodeServiceServicer_to_server(nodes, server)  # type: ignore[no-untyped-call]
+    healthy = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    names = (TASK_SERVICE, NODE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    if listen is not None:
+        _bind_tcp(server, listen)
+    with _bound_unix(server, socket):
+        await server.start()
+        for name in ("", TASK_SERVICE, NODE_SERVICE):
+            await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+        try:
+            yield healthy
+        finally:
+            await healthy.enter_graceful_shutdown()
+            await server.stop(stop_grace_s)
+
+
+def _bind_tcp(server: grpc.aio.Server, listen: Listen) -> None:
+    try:
+        if listen.trust is None:
+            port = server.add_insecure_port(listen.address)
+        else:
+            port = server.add_secure_port(listen.address, credentials(listen.trust))
+    except RuntimeError as error:
+        raise AddressInUse(_in_use(listen.address)) from error
+    if port == 0:
+        raise AddressInUse(_in_use(listen.address))
+
+
+def _in_use(address: str) -> str:
+    return f"cannot listen on {address}: another program has that address, or this host has not; choose another --listen"
+
+
+def credentials(trust: Trust) -> grpc.ServerCredentials:
+    """Mutual TLS; the certificate is read again when its files have changed, so that renewal needs no restart."""
+
+    def load() -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration(
+            [(trust.node_key.read_bytes(), trust.node_cert.read_bytes())],
+            root_certificates=trust.ca_cert.read_bytes(),
+        )
+
+    seen = trust.node_cert.stat().st_mtime_ns
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal seen
+        now = trust.node_cert.stat().st_mtime_ns
+        if now == seen:
+            return None
+        seen = now
+        return load()
+
+    return grpc.dynamic_ssl_server_credentials(load(), fetch, require_client_authentication=True)
+
+
+@contextlib.contextmanager
+def _bound_unix(server: grpc.aio.Server, path: Path) -> Any:
+    """Binds the socket by way of its directory's descriptor: a path of any length fits into sun_path that way."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # The lock of the data directory is ours, so that a socket found here is a dead node's.
+        path.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            server.add_insecure_port(f"unix:/proc/self/fd/{directory}/{path.name}")
+        except RuntimeError as error:
+            raise AddressInUse(f"cannot make the socket {path}: {error}") from error
+        finally:
+            os.umask(before)
+        yield
+    finally:
+        os.close(directory)
+        path.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""Keeps one spawner alive: starts it, starts it again when it dies, and hands on the fence deadline.
+
+A new spawner kills and removes whatever the last one left, frozen sandboxes too, before it reports ready. So
+`wait_clean()` is the moment at which what ran under a dead spawner is known to be gone, and may be given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+from isolation.client import Sandbox, Spawner, SpawnerConfig
+from isolation.errors import SpawnerDied
+from isolation.spec import HostReport, SandboxSpec
+
+log = logging.getLogger(__name__)
+
+#: Between the death of a spawner and the next start; doubled up to the maximum while starts fail.
+RESTART_DELAY_S = 0.1
+RESTART_DELAY_MAX_S = 5.0
+
+
+class SupervisedSpawner:
+    """The spawner of this node. Exactly one process at a time; `run` owns it."""
+
+    def __init__(self, config: SpawnerConfig) -> None:
+        self._config = config
+        self._spawner: Spawner | None = None
+        self._up = asyncio.Event()
+        #: The newest fence deadline, for the next spawner; guarded: the session's thread writes it.
+        self._deadline_s: float | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def report(self) -> HostReport:
+        return self._current.report
+
+    @property
+    def pid(self) -> int | None:
+        return self._spawner.pid if self._spawner else None
+
+    @property
+    def _current(self) -> Spawner:
+        if self._spawner is None:
+            raise SpawnerDied("the spawner is not running")
+        return self._spawner
+
+    async def start(self) -> None:
+        """Starts the first one. Raises what `Spawner.start` raises: without it the node cannot run."""
+        await self._start_one()
+
+    async def run(self) -> None:
+        """Starts a new spawner whenever the present one dies; ends when cancelled."""
+        while True:
+            reason = await self._current.wait_died()
+            self._up.clear()
+            with self._lock:
+                self._spawner = None
+            log.error("spawner died: %s; its tasks died with it and are given back", reason)
+            await self._restart()
+
+    async def _restart(self) -> None:
+        delay_s = RESTART_DELAY_S
+        while True:
+            await asyncio.sleep(delay_s)
+            try:
+                await self._start_one()
+            except Exception as error:
+                # Whatever kept it from starting (memory, descriptors, a full pid table) may pass; until then the node
+                # claims nothing, since `is_up` is false, and says why.
+                log.error("spawner cannot be started, next try in %.1f s: %s", delay_s, error)  # noqa: TRY400  (expected)
+                delay_s = min(delay_s * 2, RESTART_DELAY_MAX_S)
+            else:
+                log.info("spawner started again, pid %s", self.pid)
+                return
+
+    async def _start_one(self) -> None:
+        spawner = await Spawner.start(self._config)
+        with self._lock:
+            self._spawner = spawner
+            if self._deadline_s is not None:
+                spawner.set_deadline(self._deadline_s)
+        self._up.set()
+
+    @property
+    def is_up(self) -> bool:
+        return self._up.is_set()
+
+    async def wait_clean(self) -> None:
+        """Returns when a spawner runs and nothing of an earlier one is left."""
+        await self._up.wait()
+
+    async def launch(self, spec: SandboxSpec, *, stdin: int, stdout: int, stderr: int) -> Sandbox:
+        return await self._current.launch(spec, stdin=stdin, stdout=stdout, stderr=stderr)
+
+    def set_deadline(self, boottime_s: float) -> None:
+        """Thread safe: called by the session's thread at each answered ping."""
+        with self._lock:
+            self._deadline_s = boottime_s
+            if self._spawner is not None:
+                self._spawner.set_deadline(boottime_s)
+
+    def fence(self) -> None:
+        """The lease is known lost: kills every sandbox. Their runs report that the fence ended them."""
+        if self._spawner is not None:
+            self._spawner.fence()
+
+    async def close(self) -> None:
+        if self._spawner is not None:
+            await self._spawner.close()
+            self._spawner = None
+            self._up.clear()
