@@ -31,6 +31,7 @@ SYSTEM_CONFIG_FILE: Final = Path("/etc/pilfer/node.toml")
 CONFIG_FILE_NAME: Final = "node.toml"
 SYSTEM_DATA_DIR: Final = Path("/var/lib/pilfer")
 ENV_PREFIX: Final = "PILFER_"
+_CONFIG_VARIABLE: Final = ENV_PREFIX + "CONFIG"
 
 #: etcd's floor: ceil(1.5 x election timeout of 1 s); a shorter wish would silently become this.
 LEASE_TTL_MIN_S: Final = 2.0
@@ -144,7 +145,7 @@ def _boolean(value: object) -> bool:
 def _number(value: object, parse: Callable[[str], float]) -> float:
     # bool is an int to Python, but `cpu = true` is a mistake.
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"expected a number, not {value!r}")
+        raise ValueError(f"expected a number, not {value!r}")  # noqa: TRY004 (as in _text)
     try:
         number = parse(value) if isinstance(value, str) else float(value)
     except ValueError as error:
@@ -184,7 +185,7 @@ def _duration(minimum_s: float) -> Callable[[object], float]:
 def _count(minimum: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int | str):
-            raise ValueError(f"expected a whole number, not {value!r}")
+            raise ValueError(f"expected a whole number, not {value!r}")  # noqa: TRY004 (as in _text)
         try:
             count = int(value)
         except ValueError:
@@ -351,9 +352,14 @@ def load_settings(
     if unknown:
         raise ConfigError(f"no such setting: {', '.join(unknown)}")
     given = {key: found for key in _BY_KEY if (found := _from_call(key, flags, environ)) is not None}
-    file = _find_config_file(flags, environ, given, system_file)
+    data_dir = Path(str(_parse(_BY_KEY["data_dir"], given["data_dir"]))) if "data_dir" in given else None
+    own_file = (data_dir or default_data_dir(environ)) / CONFIG_FILE_NAME
+    file = _find_config_file(flags, environ, (own_file, system_file))
     if file is not None:
-        for key, value in _read_file(file).items():
+        content = _read_file(file)
+        if file == own_file and "data_dir" in content:
+            raise ConfigError(f"{file}: data_dir cannot be set in the data directory's own file")
+        for key, value in content.items():
             given.setdefault(key, _Given(value, f"{key} in {file}"))
     values = {key: _parse(_BY_KEY[key], found) for key, found in given.items()}
     values.setdefault("data_dir", default_data_dir(environ))
@@ -383,20 +389,15 @@ def _parse(option: _Option, given: _Given) -> object:
 
 
 def _find_config_file(
-    flags: Mapping[str, object | None], environ: Mapping[str, str], given: Mapping[str, _Given], system_file: Path
+    flags: Mapping[str, object | None], environ: Mapping[str, str], candidates: Sequence[Path]
 ) -> Path | None:
-    named = flags.get("config")
-    origin = "flag --config"
-    if named is None:
-        named, origin = environ.get(ENV_PREFIX + "CONFIG") or None, ENV_PREFIX + "CONFIG"
-    if named is not None:
-        path = Path(str(named)).expanduser().absolute()
-        if not path.is_file():
-            raise ConfigError(f"config ({origin}): {path} is not there, or not a file")
-        return path
-    found = given.get("data_dir")
-    data_dir = _parse(_BY_KEY["data_dir"], found) if found else default_data_dir(environ)
-    candidates = (Path(str(data_dir)) / CONFIG_FILE_NAME, system_file)
+    """The file that was asked for, which must be there; else the first of the candidates that is there."""
+    for named, origin in ((flags.get("config"), "flag --config"), (environ.get(_CONFIG_VARIABLE), _CONFIG_VARIABLE)):
+        if named:
+            path = Path(str(named)).expanduser().absolute()
+            if not path.is_file():
+                raise ConfigError(f"config ({origin}): {path} is not there, or not a file")
+            return path
     for path in candidates:
         try:
             # stat, not is_file: one that may not be looked at is an error, not absent.
@@ -422,16 +423,7 @@ def _read_file(path: Path) -> Mapping[str, object]:
     unknown = sorted(known.keys() - _BY_KEY.keys())
     if unknown:
         raise ConfigError(f"{path}: no such setting: {', '.join(unknown)}; there are {', '.join(sorted(_BY_KEY))}")
-    if "data_dir" in known and path.name == CONFIG_FILE_NAME and _is_inside_default(path, known["data_dir"]):
-        raise ConfigError(f"{path}: data_dir cannot be set in the data directory's own file")
     return known
-
-
-def _is_inside_default(path: Path, data_dir: object) -> bool:
-    """Whether the file lies in a data directory and sends the node to another one: nobody would find either."""
-    return (
-        path.parent != SYSTEM_CONFIG_FILE.parent and _path(data_dir) != path.parent and (path.parent / "lock").exists()
-    )
 
 
 def _check_together(settings: Settings) -> None:
@@ -457,7 +449,8 @@ def _printed(option: _Option, value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     if isinstance(value, int) and option.field.endswith("_bytes"):
-        return format_size(value)
-    if isinstance(value, float):
-        return format_duration(value) if option.field.endswith("_s") else f"{value:g}"
-    return str(value)
+        # What is printed can be written into a file, and must mean the same there.
+        return text if parse_size(text := format_size(value)) == value else str(value)
+    if isinstance(value, float) and option.field.endswith("_s"):
+        return text if parse_duration(text := format_duration(value)) == value else f"{value:g}s"
+    return f"{value:g}" if isinstance(value, float) else str(value)
