@@ -1,0 +1,47 @@
+"""Small files that are there whole or not at all, whatever happens in between.
+
+A file is written beside its place, made durable, and renamed over it: rename(2) replaces atomically, and the
+directory is synced as well, since a rename lives in the directory. For files of kilobytes; blocks while it syncs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+#: Of the leftovers of a crash in the middle of a write; harmless, and swept by nobody but their owner.
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replaces the file at `path`, or makes it, with these bytes and this mode.
+
+    Raises OSError (no space, read-only, not allowed); then the old content is still there, and nothing beside it.
+    """
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}"
+    # O_EXCL and O_NOFOLLOW: what lies there already is not ours, and is not written through.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            # The umask may have taken bits away.
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes names that were made, replaced or removed in this directory durable. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
