@@ -1,0 +1,226 @@
+"""Which queued tasks this node claims now, and when it looks again: work stealing without a scheduler.
+
+A pure policy over the `QueueView`; what it decides wrongly costs a lost claim, never correctness (the guards decide).
+
+Theory
+* **Never more than fits.** What is claimed fits into the free capacity together. The claim-ahead window bounds it too:
+  as many unstarted claims as the measured rate starts within about 100 ms, so that a claimed task never waits behind a
+  slow one while a peer idles.
+* **Who goes first.** For each task the live nodes that could hold it have ranks (`peers.py`); one has rank 0 and
+  claims at once, the others wait step x floor(log2(1 + rank)) from when they saw it. A step outlasts a claim and the
+  news of it: 20 ms when the queue trickles, 100 ms under a backlog, more where etcd is slow. A node that is alone
+  never waits.
+* **Load.** The wait grows with the node's load, so that a busy node lets idle ones go first, and shrinks with the
+  task's age.
+* **Backlog.** There, all waits are over, and everybody could race for the oldest tasks. So a node looks at a horizon of
+  the oldest offers and takes those for which it has the lowest rank first; every second that one has been passed over
+  lowers its rank by a step, so none is passed over for long.
+* **Big tasks.** A task that fits here but not now makes room for itself once it is old: the node holds free capacity
+  for the oldest such one instead of filling up with younger ones; the node of rank 0 first, others later. So that an
+  endless task beside it does not idle the node for ever, it holds for two thirds of the time only, in phases that grow
+  with the task's age: any finite task is outlasted by some phase.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from node.core.queue_view import Kind, Offer, QueueView
+from node.core.requirements import Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimSettings:
+    """The policy's numbers. The steps are measured ones (the design, section 3)."""
+
+    trickle_step_s: float = 0.020
+    backlog_step_s: float = 0.100
+    #: A step is at least so many round trips of a claim: its own, and the event's way to the others.
+    round_trips_per_step: float = 3.0
+    #: More queued tasks than this for each live node are a backlog.
+    backlog_tasks_per_node: int = 16
+    #: Steps that a fully loaded node lets pass, on top of its rank's.
+    load_steps: float = 2.0
+    #: A task of this age waits for no rank.
+    patience_s: float = 30.0
+    #: Being passed over for so long lowers a task's rank by a step.
+    passed_over_s: float = 1.0
+    claim_ahead_s: float = 0.100
+    #: The window's bounds, where the rate is not known yet, and in one call.
+    claim_ahead_min: int = 4
+    claims_max: int = 100
+    #: From this age on capacity is held for a task that does not fit yet.
+    hold_after_s: float = 10.0
+    #: Offers looked at in one call.
+    horizon_max: int = 2000
+
+
+DEFAULT_SETTINGS = ClaimSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the policy has to know besides the queue."""
+
+    #: Seconds, of the clock that the view's times are of.
+    now: float
+    free: Reservation
+    #: 0 (idle) to 1.
+    load: float = 0.0
+    #: Claims in flight, and claims won that have not started yet.
+    unstarted: int = 0
+    #: Starts per second that this node manages; 0 while it is not known.
+    start_rate_per_s: float = 0.0
+    #: A claim's usual time from sending to answer.
+    round_trip_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimPlan:
+    """What to do. `claim` fits together; the shell removes it from the view and books it before it sends."""
+
+    claim: tuple[str, ...] = ()
+    #: When to ask again if nothing happens before; None: only when something does.
+    look_again_at: float | None = None
+    #: The task that capacity is being held for.
+    held_for: str | None = None
+
+
+NOTHING = ClaimPlan()
+
+
+def claim_window(situation: Situation, settings: ClaimSettings = DEFAULT_SETTINGS) -> int:
+    """How many more tasks may be claimed now; 0 or more."""
+    ahead = math.ceil(situation.start_rate_per_s * settings.claim_ahead_s)
+    ahead = min(max(ahead, settings.claim_ahead_min), settings.claims_max)
+    return max(0, ahead - situation.unstarted)
+
+
+def claim_wait_s(steps: int, age_s: float, load: float, step_s: float, settings: ClaimSettings) -> float:
+    """How long after it was first seen, at the age of age_s, a task of this rank is claimed.
+
+    The wait shrinks as the task gets older, down to nothing at patience_s: w is the wait at age 0, and t is the
+    moment when t = w x (1 - (age + t) / patience).
+    """
+    wait = step_s * (steps + settings.load_steps * min(max(load, 0.0), 1.0))
+    return wait * max(0.0, 1.0 - age_s / settings.patience_s) / (1.0 + wait / settings.patience_s)
+
+
+def is_holding(age_s: float, steps: int, settings: ClaimSettings) -> tuple[bool, float]:
+    """Whether capacity is held for a task of this age, and the age at which that changes.
+
+    In units of hold_after_s x (1 + steps): held from 1 to 3, not from 3 to 4; held from 4 to 12, not from 12 to 16; ...
+    """
+    unit = settings.hold_after_s * (1 + steps)
+    if age_s < unit:
+        return False, unit
+    while age_s >= 4 * unit:
+        unit *= 4
+    return (True, 3 * unit) if age_s < 3 * unit else (False, 4 * unit)
+
+
+def plan_claims(view: QueueView, situation: Situation, settings: ClaimSettings = DEFAULT_SETTINGS) -> ClaimPlan:
+    """The tasks to claim now, oldest preference first, and when to look again.
+
+    Notes in the view which offers have come to its front; apart from that, the same view and situation give the same
+    plan. Costs O(kinds + horizon).
+    """
+    wanted = claim_window(situation, settings)
+    if wanted == 0 or not len(view):
+        return NOTHING
+    return _Planner(view, situation, settings).plan(wanted)
+
+
+class _Planner:
+    """One call of plan_claims: what has been picked, and what is left."""
+
+    def __init__(self, view: QueueView, situation: Situation, settings: ClaimSettings) -> None:
+        self._view = view
+        self._now = situation.now
+        self._load = situation.load
+        self._settings = settings
+        self._free = situation.free
+        self._picked: dict[str, None] = {}
+        self._look_again_at = math.inf
+        self._held: Offer | None = None
+        is_backlog = len(view) > settings.backlog_tasks_per_node * view.peers.count
+        step_s = settings.backlog_step_s if is_backlog else settings.trickle_step_s
+        self._step_s = max(step_s, settings.round_trips_per_step * situation.round_trip_s)
+
+    def plan(self, wanted: int) -> ClaimPlan:
+        self._find_held()
+        # Each round either fills up, or finds that a kind has no room left and goes on without it.
+        kinds = self._with_room(self._view.kinds())
+        while kinds and len(self._picked) < wanted:
+            self._pick(self._due(kinds, wanted - len(self._picked)), wanted)
+            still = self._with_room(kinds)
+            if len(still) == len(kinds):
+                break
+            kinds = still
+        at = None if math.isinf(self._look_again_at) else self._look_again_at
+        return ClaimPlan(tuple(self._picked), at, self._held.task_id if self._held else None)
+
+    def _with_room(self, kinds: Iterable[Kind]) -> list[Kind]:
+        return [kind for kind in kinds if self._free.holds(kind.needs)]
+
+    def _find_held(self) -> None:
+        """The oldest task that fits here but not now, and is old enough to have capacity held for it."""
+        for kind in self._view.kinds():
+            if self._free.holds(kind.needs):
+                continue
+            offer = self._view.get(kind.ids[0])
+            if offer.front_at is None:
+                offer.front_at = self._now
+            age_s = offer.age_s(self._now)
+            holding, until_age_s = is_holding(age_s, offer.steps(), self._settings)
+            if not holding:
+                continue
+            # The end of a phase frees what was held, and no event tells of it.
+            self._look_again_at = min(self._look_again_at, self._now + until_age_s - age_s)
+            if self._held is None or offer.task_id < self._held.task_id:
+                self._held = offer
+
+    def _due(self, kinds: list[Kind], wanted: int) -> list[Offer]:
+        """Offers at the front whose wait is over, those that this node is to take first in front."""
+        peers = max(kind.place.count for kind in kinds)
+        # About 2 x wanted of these have rank 0 here. One that is alone needs no choice.
+        horizon = min(2 * wanted * peers, self._settings.horizon_max) if peers > 1 else wanted
+        due: list[tuple[int, str, Offer]] = []
+        looked_at = 0
+        for offer in self._view.oldest_first(kinds):
+            if offer.task_id in self._picked:
+                continue
+            if looked_at >= horizon:
+                break
+            looked_at += 1
+            rank_step = self._rank_step_if_due(offer)
+            if rank_step is not None:
+                due.append((rank_step, offer.task_id, offer))
+        due.sort()
+        return [offer for _, _, offer in due]
+
+    def _rank_step_if_due(self, offer: Offer) -> int | None:
+        """The offer's place in my order of preference, 0 first; None: not yet."""
+        if offer.front_at is None:
+            offer.front_at = self._now
+        if offer.kind.place.count == 1:
+            return 0
+        steps = offer.steps()
+        wait_s = claim_wait_s(steps, offer.age_when_seen_s, self._load, self._step_s, self._settings)
+        if offer.seen_at + wait_s > self._now:
+            self._look_again_at = min(self._look_again_at, offer.seen_at + wait_s)
+            return None
+        return max(0, steps - int((self._now - offer.front_at) / self._settings.passed_over_s))
+
+    def _pick(self, due: list[Offer], wanted: int) -> None:
+        for offer in due:
+            if len(self._picked) >= wanted:
+                return
+            free = self._free
+            if self._held is not None and offer.task_id > self._held.task_id:
+                free = free.left_after_holding(self._held.kind.needs)
+            if free.holds(offer.kind.needs):
+                self._picked[offer.task_id] = None
+                self._free = self._free - offer.kind.needs
