@@ -1,0 +1,58 @@
+# Every target sets up what it needs by itself; a second run needs no network.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup setup-tests protos check fix test test-fast test-etcd test-isolation test-node bench demo clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
+
+setup: ## Make .venv with everything: Python packages, the C extension, etcd
+	@scripts/setup.sh
+
+setup-tests:
+	@scripts/setup.sh --witness
+
+protos: setup ## Generate the stubs of protos/ anew
+	scripts/protos.sh
+
+check: setup ## Report: lint, format, types, drift of the stubs, layout and imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	scripts/protos.sh --check
+	$(PYTEST) -q tests/unit/test_layout.py
+
+fix: setup ## Repair what can be repaired by a program: lint, format, stubs
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	scripts/protos.sh
+
+test: setup-tests ## All tests that this machine can run (under 10 minutes); REQUIRE=etcd,isolation,witness forbids skips
+	$(PYTEST)
+
+test-fast: setup ## Unit tests and the contract on the fake etcd (under 60 s)
+	$(PYTEST) -q -m "not etcd and not isolation and not node and not witness" tests/unit tests/contract
+
+test-etcd: setup-tests ## What needs etcd: the client, the store, the contract on the real one
+	$(PYTEST) tests/contract tests/etcd_live
+
+test-isolation: setup ## What needs root and cgroups: sandboxes, limits, leaks
+	$(PYTEST) tests/isolation_live
+
+test-node: setup ## Whole nodes: API, command line, restart, kill -9
+	$(PYTEST) tests/node_live
+
+bench: setup ## Measure, beside xargs on the same machine, into docs/benchmarks.md
+	$(BIN)/python -m bench
+
+demo: setup ## Start a node and hash and compress several hundred files with it
+	@$(BIN)/python -m examples.demo
+
+clean: ## Remove everything that was made here, .venv too
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f isolation/_sandbox*.so
