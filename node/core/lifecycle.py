@@ -3,6 +3,12 @@
 Every function takes the record as it was read and gives the record to be written; it raises IllegalTransition and
 changes nothing where the table has no such transition. Whether the write is accepted is decided by its guards in
 etcd (`etcd/transitions.py`).
+
+Invariants of every record made here (`flaws` tells which one is broken):
+* the newest attempt is in the history exactly when there was a claim, and has the record's number;
+* it is open (without an end) exactly while the task is running; all older ones are closed;
+* a queued task has no cancel request and has attempts left; only a terminal task has an outcome and an end;
+* attempts_used never exceeds the number of attempts, nor max_attempts.
 """
 
 from __future__ import annotations
@@ -45,6 +51,11 @@ TABLE: dict[tuple[Status | None, Cause], frozenset[Status]] = {
 }
 
 
+#: How a command that ran may have ended. A run that the fence killed, or that was lost, has not ended: it is given
+#: back or requeued, and never recorded as complete.
+ENDED_REASONS = frozenset({Reason.EXITED, Reason.SIGNALED, Reason.TIMED_OUT, Reason.OUT_OF_MEMORY})
+
+
 def story(task: Task) -> str:
     """One line for people: what became of the task so far."""
     parts = [f"submitted, attempt {task.attempt}, {task.attempts_used} used, now {task.status}"]
@@ -56,16 +67,45 @@ def story(task: Task) -> str:
     return "; ".join(parts)
 
 
+def flaws(task: Task) -> list[str]:
+    """Which of the invariants above the record breaks, in words; empty for every record made here."""
+    found = []
+    newest = task.attempts[-1] if task.attempts else None
+    if (newest.number if newest else 0) != task.attempt:
+        found.append(f"attempt {task.attempt} is not the newest in its history")
+    closed = task.attempts
+    if task.status is Status.RUNNING:
+        if newest is None or newest.outcome is not None:
+            found.append("it is running without an open attempt")
+        closed = closed[:-1]
+    if any(attempt.outcome is None for attempt in closed):
+        found.append("an attempt that is over has no outcome")
+    if (task.outcome is not None) is not task.status.is_terminal:
+        found.append(f"it is {task.status} {'with' if task.outcome else 'without'} an outcome")
+    if not 0 <= task.attempts_used <= task.attempt:
+        found.append(f"{task.attempts_used} attempts are used of {task.attempt}")
+    if task.status is Status.QUEUED and task.cancel_requested:
+        found.append("it is queued although its cancel is requested")
+    if task.status is Status.QUEUED and task.attempts_used >= task.spec.max_attempts:
+        found.append("it is queued although its attempts are used up")
+    return found
+
+
 def _check(task: Task, cause: Cause, to: Status) -> None:
     if to not in TABLE.get((task.status, cause), frozenset()):
         raise IllegalTransition(task.id, cause, f"{task.status} to {to}; {story(task)}")
+    wrong = flaws(task)
+    if wrong:
+        raise IllegalTransition(task.id, cause, f"the record is not sound: {', '.join(wrong)}; {story(task)}")
 
 
 def submit(task_id: str, spec: TaskSpec, *, now: float) -> Task:
+    """The first record. now: Unix seconds, here as everywhere below."""
     return Task(id=task_id, spec=spec, submitted_at=now)
 
 
 def claim(task: Task, *, node_id: str, host_id: str, now: float) -> Task:
+    """Attempt + 1, on this node. It counts against max_attempts unless it is given back before it starts."""
     _check(task, Cause.CLAIM, Status.RUNNING)
     attempt = Attempt(number=task.attempt + 1, node_id=node_id, host_id=host_id, claimed_at=now)
     return replace(
@@ -78,10 +118,16 @@ def claim(task: Task, *, node_id: str, host_id: str, now: float) -> Task:
 
 
 def finish(task: Task, outcome: Outcome, *, started_at: float | None, now: float) -> Task:
-    """The command ended by itself or by its limits (complete), or could not be run (failed)."""
+    """The command ended by itself or by its limits (complete), or could not be run (failed).
+
+    A command that ends by itself after a cancel was requested, and before the kill, is complete.
+    """
     failed = outcome.reason is Reason.SETUP_FAILED
     to = Status.FAILED if failed else Status.COMPLETE
-    _check(task, Cause.SETUP_FAILED if failed else Cause.EXIT, to)
+    cause = Cause.SETUP_FAILED if failed else Cause.EXIT
+    _check(task, cause, to)
+    if not failed and outcome.reason not in ENDED_REASONS:
+        raise IllegalTransition(task.id, cause, f"{outcome.reason} is not the end of a command; {story(task)}")
     return _end(_close(task, outcome, started_at, now), to, outcome, now)
 
 
@@ -90,7 +136,7 @@ def give_back(task: Task, outcome: Outcome, *, started_at: float | None, now: fl
 
     A claim that never started (started_at is None) uses up no attempt and may always run again.
     """
-    if started_at is None:
+    if started_at is None and task.status is Status.RUNNING:
         task = replace(task, attempts_used=task.attempts_used - 1)
     return _again(task, Cause.GIVE_BACK, outcome, started_at, now, started=started_at is not None)
 
@@ -102,15 +148,22 @@ def requeue(task: Task, *, now: float) -> Task:
 
 
 def cancel(task: Task, *, now: float, outcome: Outcome | None = None, started_at: float | None = None) -> Task:
-    """Canceled: at once while queued; for a running task its node writes this when the processes are gone."""
+    """Canceled: at once while queued; for a running task its node writes this when the processes are gone.
+
+    outcome: how the attempt ended, for a running task; the task's own outcome says canceled, whatever the attempt's.
+    """
     _check(task, Cause.CANCEL, Status.CANCELED)
-    outcome = outcome or Outcome(Reason.CANCELED, detail="canceled before it ran")
     if task.status is Status.RUNNING:
+        outcome = outcome or Outcome(Reason.CANCELED)
         task = _close(task, outcome, started_at, now)
-    return _end(replace(task, cancel_requested=True), Status.CANCELED, outcome, now)
+        final = replace(outcome, reason=Reason.CANCELED)
+    else:
+        final = Outcome(Reason.CANCELED, detail="canceled while it was queued")
+    return _end(replace(task, cancel_requested=True), Status.CANCELED, final, now)
 
 
 def request_cancel(task: Task) -> Task:
+    """Marks a running task; its node confirms with `cancel` when the processes are gone. Twice is as good as once."""
     _check(task, Cause.CANCEL_REQUEST, Status.RUNNING)
     return replace(task, cancel_requested=True)
 
