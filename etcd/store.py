@@ -1,0 +1,390 @@
+"""The tasks in etcd, as the node sees them: one call per thing that can happen to a task.
+
+Joins the three that do the work: `node/core/lifecycle.py` says which record comes next, `etcd/transitions.py` under
+which guards it is written, `etcd/batcher.py` gets it there. What is added here is the meaning of a lost transition:
+
+* Lost to somebody else: None, or a fresh look and another try where the caller's intent still stands (a cancel; the
+  end of a claim whose record was changed by a cancel request).
+* Applied by an earlier try whose answer was lost: recognised from what the failed try read at the same revision.
+  A claim by its own running key and an attempt that is its own, byte for byte the record that was sent otherwise.
+
+Losing is daily life and no error. Every call raises the errors of `Batcher.apply` too; after OutcomeUnknown the caller
+knows nothing, and its reconciling of own running keys finds out. Times are Unix seconds, passed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from etcd import codec, keys, transitions
+from etcd.batcher import Applied, Batcher, Lost
+from etcd.errors import OutcomeUnknown, RecordCorrupt, StoreError
+from etcd.identity import Identity
+from etcd.port import Etcd, KeyValue, Range, RangeResult, Txn
+from etcd.transitions import Name
+from node.core import lifecycle
+from node.core.model import Outcome, Status, Task
+
+#: Records read in one RPC: bounded, since each may be a MiB.
+_READ_CHUNK = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned:
+    """A record as it was read."""
+
+    task: Task
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to run a task, as long as the running key has this create_revision and the node key lives."""
+
+    task: Task
+    mod_revision: int
+    #: create_revision of the running key: the claim's identity and the task's fence token.
+    fence_revision: int
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    task: Task
+    #: False: it was there already, with the same spec.
+    created: bool
+
+
+class AlreadyExists(Exception):  # noqa: N818  (named for what is the case, as the errors of this package)
+    """A task of this id is there, with another spec."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"task {task_id} exists already, with another spec")
+        self.task_id = task_id
+
+
+class CancelStep(StrEnum):
+    """How far a cancel got."""
+
+    #: It will never run (again).
+    CANCELED = "canceled"
+    #: It runs; its node has been told to end it.
+    REQUESTED = "requested"
+    #: It had ended; nothing was changed.
+    ALREADY_ENDED = "already_ended"
+    NOT_FOUND = "not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class Canceled:
+    step: CancelStep
+    #: As it is now; None where there is none.
+    task: Task | None
+
+
+class _Deadline:
+    """What is left of a call's time, over its several steps."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._at = self._loop.time() + timeout_s
+
+    def left_s(self) -> float:
+        """Raises OutcomeUnknown when nothing is left: something of the call may have been written."""
+        left = self._at - self._loop.time()
+        if left <= 0:
+            raise OutcomeUnknown("the task kept changing until the time was up")
+        return left
+
+
+class TaskStore:
+    """All that the node does with tasks in etcd."""
+
+    def __init__(self, batcher: Batcher, etcd: Etcd) -> None:
+        self._batcher = batcher
+        self._etcd = etcd
+
+    # -- submit -------------------------------------------------------------------------------------------------
+
+    async def submit(self, task: Task, *, timeout_s: float) -> Submitted:
+        """Stores a new task. Raises AlreadyExists when its id is taken by another spec."""
+        transition = transitions.submit(task)
+        return _submitted(task, transition, await self._batcher.apply(transition, timeout_s=timeout_s))
+
+    async def submit_many(
+        self, tasks: Sequence[Task], *, timeout_s: float
+    ) -> list[Submitted | AlreadyExists | StoreError]:
+        """Stores many; the answers in their order, errors among them. `timeout_s` is for all of them together."""
+        answers = await self._batcher.apply_many(map(transitions.submit, tasks), timeout_s=timeout_s)
+        results: list[Submitted | AlreadyExists | StoreError] = []
+        for task, answer in zip(tasks, answers, strict=True):
+            if isinstance(answer, Applied):
+                results.append(Submitted(task, created=True))
+            elif isinstance(answer, StoreError):
+                results.append(answer)
+            else:
+                try:
+                    results.append(_submitted(task, transitions.submit(task), answer))
+                except (AlreadyExists, StoreError) as error:
+                    results.append(error)
+        return results
+
+    # -- read ---------------------------------------------------------------------------------------------------
+
+    async def read(self, ids: Sequence[str], *, timeout_s: float = 3.0) -> list[Versioned | None]:
+        """The records, in the order of the ids; None where there is none."""
+        deadline = _Deadline(timeout_s)
+        found: list[Versioned | None] = []
+        for start in range(0, len(ids), _READ_CHUNK):
+            ranges = [Range(keys.record_key(task_id)) for task_id in ids[start : start + _READ_CHUNK]]
+            found += map(_versioned, await self._batcher.read(ranges, timeout_s=deadline.left_s()))
+        return found
+
+    async def find(self, prefix: str, limit: int = 2, *, timeout_s: float = 3.0) -> list[str]:
+        """Ids of tasks that begin with this text, the first `limit` of them: enough to tell unique from ambiguous."""
+        found = keys.find_records(prefix)
+        if found is None:
+            return []
+        result = await self._etcd.range(
+            Range(found.key, found.range_end, limit=limit, keys_only=True), timeout_s=timeout_s
+        )
+        return [keys.parse_record_key(kv.key) for kv in result.kvs]
+
+    # -- claim --------------------------------------------------------------------------------------------------
+
+    async def claim(self, seen: Versioned, identity: Identity, *, now: float, timeout_s: float) -> Claim | None:
+        """Takes a queued task for this incarnation; None when another was faster, or it is gone."""
+        after = _claimed(seen, identity, now)
+        transition = transitions.claim(seen.task, after, seen.mod_revision, identity)
+        deadline = _Deadline(timeout_s)
+        answer = await self._batcher.apply(transition, timeout_s=timeout_s)
+        return await self._won(after, answer, identity, deadline)
+
+    async def claim_many(
+        self, seen: Sequence[Versioned], identity: Identity, *, now: float, timeout_s: float
+    ) -> list[Claim | StoreError | None]:
+        """As `claim`, for several at once, errors of etcd among the answers."""
+        deadline = _Deadline(timeout_s)
+        after = [_claimed(one, identity, now) for one in seen]
+        answers = await self._batcher.apply_many(
+            (transitions.claim(b.task, a, b.mod_revision, identity) for b, a in zip(seen, after, strict=True)),
+            timeout_s=timeout_s,
+        )
+        claims: list[Claim | StoreError | None] = []
+        for task, answer in zip(after, answers, strict=True):
+            if isinstance(answer, StoreError):
+                claims.append(answer)
+                continue
+            try:
+                claims.append(await self._won(task, answer, identity, deadline))
+            except StoreError as error:
+                claims.append(error)
+        return claims
+
+    async def _won(self, after: Task, answer: Applied | Lost, identity: Identity, deadline: _Deadline) -> Claim | None:
+        if isinstance(answer, Applied):
+            return Claim(after, answer.revision, answer.revision, identity)
+        if not answer.is_resent or not answer.reads[0].kvs:
+            return None
+        # The own running key is there. It is this claim's if the attempt is the one that was sent; an older claim of
+        # this incarnation, which somebody runs already, has another number or moment.
+        claim = await self.adopt(after.id, identity, timeout_s=deadline.left_s())
+        if claim is None:
+            return None
+        mine, there = after.attempts[-1], claim.task.attempts[-1]
+        return claim if (mine.number, mine.claimed_at) == (there.number, there.claimed_at) else None
+
+    async def adopt(self, task_id: str, identity: Identity, *, timeout_s: float) -> Claim | None:
+        """The claim that this incarnation holds on a task according to etcd: for a running key of its own that it
+        does not know. None when there is none."""
+        record, running = await self._batcher.read(
+            [Range(keys.record_key(task_id)), Range(keys.running_key(identity.node_id, task_id))], timeout_s=timeout_s
+        )
+        seen = _versioned(record)
+        if seen is None or not running.kvs:
+            return None
+        codec.check_index(seen.task, running.kvs[0].key)
+        return Claim(seen.task, seen.mod_revision, running.kvs[0].create_revision, identity)
+
+    # -- the end of a claim ---------------------------------------------------------------------------------------
+
+    async def finish(
+        self, claim: Claim, outcome: Outcome, *, started_at: float | None, now: float, timeout_s: float
+    ) -> Task | None:
+        """Writes complete, or failed where it could not be run; also when a cancel was requested meanwhile.
+        None: it is no longer mine."""
+        return await self._end_claim(
+            Name.FINISH,
+            claim,
+            lambda task: lifecycle.finish(task, outcome, started_at=started_at, now=now),
+            timeout_s,
+        )
+
+    async def give_back(
+        self, claim: Claim, outcome: Outcome, *, started_at: float | None, now: float, timeout_s: float
+    ) -> Task | None:
+        """Queues it again, or ends it where it must not run again. Its processes must be gone.
+        None: it is no longer mine."""
+        return await self._end_claim(
+            Name.GIVE_BACK,
+            claim,
+            lambda task: lifecycle.give_back(task, outcome, started_at=started_at, now=now),
+            timeout_s,
+        )
+
+    async def confirm_cancel(
+        self, claim: Claim, outcome: Outcome, *, started_at: float | None, now: float, timeout_s: float
+    ) -> Task | None:
+        """Writes canceled. Its processes must be gone. None: it is no longer mine."""
+        return await self._end_claim(
+            Name.CONFIRM_CANCEL,
+            claim,
+            lambda task: lifecycle.cancel(task, now=now, outcome=outcome, started_at=started_at),
+            timeout_s,
+        )
+
+    async def _end_claim(self, name: Name, claim: Claim, step: Callable[[Task], Task], timeout_s: float) -> Task | None:
+        deadline = _Deadline(timeout_s)
+        seen = Versioned(claim.task, claim.mod_revision)
+        while True:
+            after = step(seen.task)
+            transition = transitions.as_owner(
+                name,
+                seen.task,
+                after,
+                mod_revision=seen.mod_revision,
+                identity=claim.identity,
+                fence_revision=claim.fence_revision,
+            )
+            answer = await self._batcher.apply(transition, timeout_s=deadline.left_s())
+            if isinstance(answer, Applied) or _is_mine(answer, transition):
+                return after
+            record, running = answer.reads
+            if not running.kvs or running.kvs[0].create_revision != claim.fence_revision:
+                return None
+            found = _versioned(record)
+            if found is None or found.mod_revision == seen.mod_revision:
+                # Nothing changed but the node key: this incarnation is gone.
+                return None
+            codec.check_index(found.task, running.kvs[0].key)
+            seen = found
+
+    # -- cancel -------------------------------------------------------------------------------------------------
+
+    async def cancel(self, task_id: str, *, now: float, timeout_s: float) -> Canceled:
+        """Cancels a queued task at once; asks the node of a running one to end it, or requeues it, which writes
+        canceled, where that node is gone. Raced by others it looks again and goes on from there."""
+        deadline = _Deadline(timeout_s)
+        (seen,) = await self.read([task_id], timeout_s=timeout_s)
+        while seen is not None:
+            task = seen.task
+            if task.status is Status.QUEUED:
+                after = lifecycle.cancel(task, now=now)
+                transition = transitions.cancel_queued(task, after, seen.mod_revision)
+                answer = await self._batcher.apply(transition, timeout_s=deadline.left_s())
+                if isinstance(answer, Applied) or _is_mine(answer, transition):
+                    return Canceled(CancelStep.CANCELED, after)
+                seen = _changed(seen, answer)
+            elif task.status is not Status.RUNNING:
+                return Canceled(CancelStep.ALREADY_ENDED, task)
+            elif task.cancel_requested:
+                return await self._requested(task, now, deadline)
+            else:
+                after = lifecycle.request_cancel(task)
+                transition = transitions.request_cancel(task, after, seen.mod_revision)
+                answer = await self._batcher.apply(transition, timeout_s=deadline.left_s())
+                if isinstance(answer, Applied) or _is_mine(answer, transition):
+                    return await self._requested(after, now, deadline)
+                seen = _changed(seen, answer)
+        return Canceled(CancelStep.NOT_FOUND, None)
+
+    async def _requested(self, task: Task, now: float, deadline: _Deadline) -> Canceled:
+        """The request is in the record; if nobody is there to carry it out, requeueing does."""
+        owner = task.owner or ""
+        (node,) = await self._batcher.read([Range(keys.node_key(owner), keys_only=True)], timeout_s=deadline.left_s())
+        if not node.kvs:
+            ended = await self.requeue(task.id, owner, now=now, timeout_s=deadline.left_s())
+            if ended is not None:
+                return Canceled(CancelStep.CANCELED, ended)
+        return Canceled(CancelStep.REQUESTED, task)
+
+    # -- orphans ------------------------------------------------------------------------------------------------
+
+    async def requeue(self, task_id: str, node_id: str, *, now: float, timeout_s: float) -> Task | None:
+        """Takes a task from a node that is gone: queued, canceled or failed, as its record says. None when that node
+        lives, or does not own it (any more)."""
+        deadline = _Deadline(timeout_s)
+        (seen,) = await self.read([task_id], timeout_s=timeout_s)
+        while seen is not None and seen.task.owner == node_id:
+            after = lifecycle.requeue(seen.task, now=now)
+            transition = transitions.requeue(seen.task, after, seen.mod_revision)
+            answer = await self._batcher.apply(transition, timeout_s=deadline.left_s())
+            if isinstance(answer, Applied) or _is_mine(answer, transition):
+                return after
+            if answer.reads[1].kvs:
+                return None
+            seen = _changed(seen, answer)
+        return None
+
+    async def running_of(self, node_id: str, *, timeout_s: float = 3.0) -> list[tuple[str, KeyValue]]:
+        """The running keys of a node: (task id, key with its create_revision, which is the claim's)."""
+        of_node = keys.running_of(node_id)
+        result = await self._etcd.range(Range(of_node.key, of_node.range_end), timeout_s=timeout_s)
+        return [(keys.parse_index_key(kv.key).task_id, kv) for kv in result.kvs]
+
+    async def orphans(self, *, timeout_s: float = 3.0) -> list[tuple[str, str]]:
+        """(node id, task id) of every running task whose node key is gone, all seen at one revision."""
+        result = await self._etcd.txn(
+            Txn(
+                success=(
+                    Range(keys.NODES.key, keys.NODES.range_end, keys_only=True),
+                    Range(keys.RUNNING.key, keys.RUNNING.range_end, keys_only=True),
+                )
+            ),
+            timeout_s=timeout_s,
+        )
+        nodes, running = (r.kvs if isinstance(r, RangeResult) else () for r in result.results)
+        living = {keys.parse_node_key(kv.key) for kv in nodes}
+        parsed = (keys.parse_index_key(kv.key) for kv in running)
+        return [(key.node_id, key.task_id) for key in parsed if key.node_id is not None and key.node_id not in living]
+
+
+def _claimed(seen: Versioned, identity: Identity, now: float) -> Task:
+    return lifecycle.claim(seen.task, node_id=identity.node_id, host_id=identity.host_id, now=now)
+
+
+def _versioned(result: RangeResult) -> Versioned | None:
+    """The record that a point read found."""
+    if not result.kvs:
+        return None
+    kv = result.kvs[0]
+    return Versioned(codec.decode_task(kv.key, kv.value), kv.mod_revision)
+
+
+def _is_mine(lost: Lost, transition: transitions.Transition) -> bool:
+    """Whether an earlier try of this very transition was applied: the record is byte for byte the one that was sent."""
+    record = lost.reads[0]
+    return lost.is_resent and bool(record.kvs) and record.kvs[0].value == transition.record
+
+
+def _changed(seen: Versioned, lost: Lost) -> Versioned | None:
+    """The record that made a transition lose; None when it is gone. Where the record is as it was, its index key is
+    not: somebody else wrote there, and trying again would not end."""
+    found = _versioned(lost.reads[0])
+    if found is not None and found.mod_revision == seen.mod_revision:
+        raise RecordCorrupt(f"task {seen.task.id} is {seen.task.status}, but its index key is not there")
+    return found
+
+
+def _submitted(task: Task, transition: transitions.Transition, answer: Applied | Lost) -> Submitted:
+    if isinstance(answer, Applied) or _is_mine(answer, transition):
+        return Submitted(task, created=True)
+    found = _versioned(answer.reads[0])
+    if found is None:
+        raise RecordCorrupt(f"task {task.id} is there and is not")
+    if found.task.spec != task.spec:
+        raise AlreadyExists(task.id)
+    return Submitted(found.task, created=False)
