@@ -1,0 +1,209 @@
+"""The client of etcd: fills the port `etcd.port.Etcd` over etcd's public gRPC contract.
+
+Thin on purpose: one coroutine per call, errors translated, endpoints rotated, deadlines on everything. It holds no
+state but its connections, decides nothing about tasks, and never sends a write twice (whether that is right depends
+on the write's guards: see `etcd/batcher.py`). Reads, which may be repeated freely, go to the next member at once when
+one is down.
+
+Lives on the loop on which it is first used. Another thread takes a client of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from etcd import convert
+from etcd import rpc_pb2 as pb
+from etcd.endpoints import ClientTls, Endpoint, Endpoints
+from etcd.errors import Compacted, LeaseNotFound, OutcomeUnknown, StoreUnavailable
+from etcd.lease import GrpcKeepAlive
+from etcd.port import (
+    Alarm,
+    KeepAliveStream,
+    KeyRange,
+    Lease,
+    Member,
+    MemberStatus,
+    Op,
+    Range,
+    RangeResult,
+    Txn,
+    TxnResult,
+    WatchBatch,
+)
+from etcd.translate import ROTATES, error_of, is_canceled_from_outside
+from etcd.watch_stream import ResumingWatch
+
+_Answer = TypeVar("_Answer")
+
+_ALARM_NAME = {pb.NOSPACE: "NOSPACE", pb.CORRUPT: "CORRUPT"}
+_ALARM_TYPE = {name: number for number, name in _ALARM_NAME.items()}
+
+
+class EtcdClient:
+    """A client of one etcd cluster; see `etcd.port.Etcd` for the calls. Closed by `close()` or `async with`."""
+
+    def __init__(self, endpoints: Sequence[str], tls: ClientTls | None, *, rng: random.Random | None = None) -> None:
+        """endpoints: HOST:PORT of each member, the preferred one first. rng: jitter of the retries of watches."""
+        self._endpoints = Endpoints(endpoints, tls)
+        self._rng = rng or random.Random()  # noqa: S311  (jitter, not secrets)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends all connections; open calls and watches raise StoreUnavailable (a write: OutcomeUnknown)."""
+        await self._endpoints.close()
+
+    def use_next_endpoint(self) -> None:
+        """Prefers another member from now on, where there is one."""
+        self._endpoints.rotate()
+
+    # Keys
+
+    async def range(self, op: Range, *, timeout_s: float = 3.0) -> RangeResult:
+        request = convert.range_request(op)
+        answer = await self._read(lambda at, timeout: at.kv.Range(request, timeout=timeout), timeout_s)
+        return await convert.range_result(answer)
+
+    async def txn(self, txn: Txn, *, timeout_s: float = 3.0) -> TxnResult:
+        request = convert.txn_request(txn)
+        if _only_reads(txn):
+            answer = await self._read(lambda at, timeout: at.kv.Txn(request, timeout=timeout), timeout_s)
+        else:
+            answer = await self._write(lambda at: at.kv.Txn(request, timeout=timeout_s))
+        return convert.txn_result(answer)
+
+    async def compact(self, revision: int, *, timeout_s: float = 30.0) -> None:
+        request = pb.CompactionRequest(revision=revision)
+        try:
+            await self._write(lambda at: at.kv.Compact(request, timeout=timeout_s))
+        except Compacted:
+            return
+
+    def watch(
+        self, ranges: Sequence[KeyRange], *, start_revision: int | None = None, timeout_s: float = 10.0
+    ) -> AbstractAsyncContextManager[AsyncIterator[WatchBatch]]:
+        return ResumingWatch(self._endpoints, ranges, start_revision, timeout_s, self._rng)
+
+    # Leases
+
+    async def lease_grant(self, ttl_s: float, *, timeout_s: float = 3.0) -> Lease:
+        request = pb.LeaseGrantRequest(TTL=max(1, round(ttl_s)))
+        answer = await self._write(lambda at: at.lease.LeaseGrant(request, timeout=timeout_s))
+        return Lease(answer.ID, float(answer.TTL))
+
+    async def lease_revoke(self, lease_id: int, *, timeout_s: float = 3.0) -> None:
+        request = pb.LeaseRevokeRequest(ID=lease_id)
+        try:
+            await self._write(lambda at: at.lease.LeaseRevoke(request, timeout=timeout_s))
+        except LeaseNotFound:
+            return
+
+    def keep_alive(self, lease_id: int) -> AbstractAsyncContextManager[KeepAliveStream]:
+        return GrpcKeepAlive(self._endpoints, lease_id)
+
+    # Members and upkeep
+
+    async def status(self, *, timeout_s: float = 3.0) -> MemberStatus:
+        answer = await self._read(
+            lambda at, timeout: at.maintenance.Status(pb.StatusRequest(), timeout=timeout), timeout_s
+        )
+        return MemberStatus(
+            version=answer.version,
+            db_size_bytes=answer.dbSize,
+            db_in_use_bytes=answer.dbSizeInUse,
+            leader_id=answer.leader,
+            member_id=answer.header.member_id,
+            revision=answer.header.revision,
+        )
+
+    async def defragment(self, *, timeout_s: float = 60.0) -> None:
+        await self._write(lambda at: at.maintenance.Defragment(pb.DefragmentRequest(), timeout=timeout_s))
+
+    async def alarms(self, *, timeout_s: float = 3.0) -> tuple[Alarm, ...]:
+        request = pb.AlarmRequest(action=pb.AlarmRequest.GET)
+        answer = await self._read(lambda at, timeout: at.maintenance.Alarm(request, timeout=timeout), timeout_s)
+        return tuple(Alarm(a.memberID, _ALARM_NAME.get(a.alarm, str(a.alarm))) for a in answer.alarms)
+
+    async def disarm(self, alarm: Alarm, *, timeout_s: float = 3.0) -> None:
+        request = pb.AlarmRequest(
+            action=pb.AlarmRequest.DEACTIVATE, memberID=alarm.member_id, alarm=_ALARM_TYPE[alarm.kind]
+        )
+        await self._write(lambda at: at.maintenance.Alarm(request, timeout=timeout_s))
+
+    async def members(self, *, timeout_s: float = 3.0) -> tuple[Member, ...]:
+        answer = await self._read(
+            lambda at, timeout: at.cluster.MemberList(pb.MemberListRequest(), timeout=timeout), timeout_s
+        )
+        return tuple(
+            Member(m.ID, m.name, tuple(m.peerURLs), tuple(m.clientURLs), is_learner=m.isLearner) for m in answer.members
+        )
+
+    async def update_member(self, member_id: int, peer_urls: Sequence[str], *, timeout_s: float = 5.0) -> None:
+        """Tells the cluster a member's new peer addresses. Not for learners: etcd 3.5.30 forgets then that they are
+        learners (etcd issue 21694)."""
+        request = pb.MemberUpdateRequest(ID=member_id, peerURLs=peer_urls)
+        await self._write(lambda at: at.cluster.MemberUpdate(request, timeout=timeout_s))
+
+    # Calling
+
+    async def _write(self, call: Callable[[Endpoint], Awaitable[_Answer]]) -> _Answer:
+        """Sends once."""
+        if self._endpoints.is_closed:
+            raise StoreUnavailable("the client is closed")
+        endpoint = self._endpoints.current()
+        try:
+            return await call(endpoint)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in ROTATES:
+                self._endpoints.rotate(endpoint)
+            raise error_of(error, endpoint.address, may_be_applied=True) from error
+        except asyncio.CancelledError:
+            if is_canceled_from_outside():
+                raise
+            raise OutcomeUnknown("the client was closed while the call was under way") from None
+
+    async def _read(self, call: Callable[[Endpoint, float], Awaitable[_Answer]], timeout_s: float) -> _Answer:
+        """Tries each member at most once, within the deadline."""
+        deadline = time.monotonic() + timeout_s
+        for attempts_left in reversed(range(len(self._endpoints))):
+            if self._endpoints.is_closed:
+                break
+            endpoint = self._endpoints.current()
+            try:
+                return await call(endpoint, max(deadline - time.monotonic(), 0.0))
+            except grpc.aio.AioRpcError as error:
+                if error.code() in ROTATES:
+                    self._endpoints.rotate(endpoint)
+                    if attempts_left and error.code() is grpc.StatusCode.UNAVAILABLE and time.monotonic() < deadline:
+                        continue
+                raise error_of(error, endpoint.address, may_be_applied=False) from error
+            except asyncio.CancelledError:
+                if is_canceled_from_outside():
+                    raise
+                break
+        raise StoreUnavailable("the client is closed")
+
+
+def _only_reads(txn: Txn) -> bool:
+    return all(_is_read(op) for op in txn.success) and all(_is_read(op) for op in txn.failure)
+
+
+def _is_read(op: Op) -> bool:
+    if isinstance(op, Txn):
+        return _only_reads(op)
+    return isinstance(op, Range)

@@ -1,0 +1,1 @@
+"""Tests, in tiers: see `make help` for how to run each."""

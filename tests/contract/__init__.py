@@ -1,0 +1,1 @@
+"""Tests that run on a fake and on the real thing alike."""

@@ -1,0 +1,335 @@
+"""`FakeEtcd`: the port `etcd.port.Etcd` in memory, with faults to order.
+
+Several fakes on one `FakeStore` are several clients (nodes) of one etcd. Time is the running loop's, so that a loop
+with virtual time makes leases run out in virtual time; or a clock that is passed in (then call `tick()` after moving
+it). Every call gives the loop one turn, as a real one would.
+
+Faults are decided per call by `faults`, a function of the method's name and its argument; `is_cut` cuts the whole
+client off, as a broken network would: calls hang until their deadline, watches and lease streams fall silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+from etcd.errors import Compacted, InvalidRequest, OutcomeUnknown, StoreUnavailable
+from etcd.port import (
+    Alarm,
+    Event,
+    KeepAliveAnswer,
+    KeepAliveStream,
+    KeyRange,
+    Lease,
+    Member,
+    MemberStatus,
+    Range,
+    RangeResult,
+    Txn,
+    TxnResult,
+    WatchBatch,
+)
+from tests.support.fake_store import Change, FakeStore, contains
+
+_Answer = TypeVar("_Answer")
+
+MEMBER_ID = 0xFA4E
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What befalls one call. The caller of a write sees OutcomeUnknown, of a read StoreUnavailable, in every case."""
+
+    #: None: the request is never applied; otherwise it is applied after so many seconds.
+    applied_after_s: float | None = None
+    #: The caller's error comes after so many seconds.
+    error_after_s: float = 0.0
+
+
+#: The request did not reach etcd.
+LOST_BEFORE = Fault()
+#: The request was applied, the answer was lost.
+LOST_AFTER = Fault(applied_after_s=0.0)
+
+
+def applied_later(seconds: float) -> Fault:
+    """The caller gives up at once; the request is applied later."""
+    return Fault(applied_after_s=seconds)
+
+
+def no_faults(_method: str, _argument: object) -> Fault | None:
+    return None
+
+
+class FakeEtcd:
+    """One client of a FakeStore."""
+
+    def __init__(self, store: FakeStore | None = None, *, clock: Callable[[], float] | None = None) -> None:
+        self.store = store or FakeStore()
+        #: Called with method name and argument before each call; a Fault makes it fail.
+        self.faults: Callable[[str, object], Fault | None] = no_faults
+        self._is_cut = False
+        #: How long each call takes, in seconds.
+        self.latency: Callable[[], float] = lambda: 0.0
+        #: Names of the methods called, in order.
+        self.calls: list[str] = []
+        self._clock = clock
+        self._timer: asyncio.TimerHandle | None = None
+        #: Those open now.
+        self.watches: set[FakeWatch] = set()
+        self.lease_streams: set[FakeKeepAlive] = set()
+        self._later: set[asyncio.TimerHandle] = set()
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether this client is cut off; to be set by the test."""
+        return self._is_cut
+
+    @is_cut.setter
+    def is_cut(self, is_cut: bool) -> None:
+        self._is_cut = is_cut
+        for watch in self.watches:
+            watch.wake()
+
+    def now(self) -> float:
+        return self._clock() if self._clock else asyncio.get_running_loop().time()
+
+    def tick(self) -> None:
+        """Lets leases run out whose time has come."""
+        self.store.expire(self.now())
+        self._set_timer()
+
+    async def close(self) -> None:
+        """Ends timers, watches and lease streams of this client; what was to be applied later is not applied."""
+        for timer in (*self._later, *([self._timer] if self._timer else [])):
+            timer.cancel()
+        self.break_streams()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def use_next_endpoint(self) -> None:
+        """There is only one."""
+
+    def break_streams(self) -> None:
+        """As a broken connection: watches resume by themselves, lease streams raise."""
+        for stream in list(self.lease_streams):
+            stream.break_()
+
+    # The port
+
+    async def range(self, op: Range, *, timeout_s: float = 3.0) -> RangeResult:
+        return await self._call("range", op, lambda: self.store.read(op), timeout_s, is_write=False)
+
+    async def txn(self, txn: Txn, *, timeout_s: float = 3.0) -> TxnResult:
+        return await self._call("txn", txn, lambda: self.store.transact(txn, self.now()), timeout_s, is_write=True)
+
+    def watch(
+        self, ranges: Sequence[KeyRange], *, start_revision: int | None = None, timeout_s: float = 10.0
+    ) -> AbstractAsyncContextManager[AsyncIterator[WatchBatch]]:
+        return FakeWatch(self, ranges, start_revision, timeout_s)
+
+    async def lease_grant(self, ttl_s: float, *, timeout_s: float = 3.0) -> Lease:
+        lease = await self._call(
+            "lease_grant", ttl_s, lambda: self.store.grant(ttl_s, self.now()), timeout_s, is_write=True
+        )
+        self._set_timer()
+        return lease
+
+    async def lease_revoke(self, lease_id: int, *, timeout_s: float = 3.0) -> None:
+        await self._call("lease_revoke", lease_id, lambda: self.store.revoke(lease_id), timeout_s, is_write=True)
+
+    def keep_alive(self, lease_id: int) -> AbstractAsyncContextManager[KeepAliveStream]:
+        return FakeKeepAlive(self, lease_id)
+
+    async def compact(self, revision: int, *, timeout_s: float = 30.0) -> None:
+        await self._call("compact", revision, lambda: self.store.compact(revision), timeout_s, is_write=True)
+
+    async def status(self, *, timeout_s: float = 3.0) -> MemberStatus:
+        return await self._call("status", None, self._status, timeout_s, is_write=False)
+
+    async def defragment(self, *, timeout_s: float = 60.0) -> None:
+        await self._call("defragment", None, self.store.defragment, timeout_s, is_write=True)
+
+    async def alarms(self, *, timeout_s: float = 3.0) -> tuple[Alarm, ...]:
+        def look() -> tuple[Alarm, ...]:
+            return (Alarm(MEMBER_ID, "NOSPACE"),) if self.store.has_no_space_alarm else ()
+
+        return await self._call("alarms", None, look, timeout_s, is_write=False)
+
+    async def disarm(self, alarm: Alarm, *, timeout_s: float = 3.0) -> None:
+        def disarm() -> None:
+            if alarm == Alarm(MEMBER_ID, "NOSPACE"):  # another member id is answered with OK and does nothing
+                self.store.disarm()
+
+        await self._call("disarm", alarm, disarm, timeout_s, is_write=True)
+
+    async def members(self, *, timeout_s: float = 3.0) -> tuple[Member, ...]:
+        member = Member(MEMBER_ID, "fake", ("https://127.0.0.1:2",), ("https://127.0.0.1:1",))
+        return await self._call("members", None, lambda: (member,), timeout_s, is_write=False)
+
+    # Behind it
+
+    def _status(self) -> MemberStatus:
+        return MemberStatus(
+            version="3.5.30",
+            db_size_bytes=self.store.file_bytes,
+            db_in_use_bytes=self.store.in_use_bytes(),
+            leader_id=MEMBER_ID,
+            member_id=MEMBER_ID,
+            revision=self.store.revision,
+        )
+
+    async def _call(
+        self, method: str, argument: object, act: Callable[[], _Answer], timeout_s: float, *, is_write: bool
+    ) -> _Answer:
+        self.calls.append(method)
+        error = OutcomeUnknown if is_write else StoreUnavailable
+        fault = self.faults(method, argument)
+        if fault is not None:
+            if fault.applied_after_s is not None:
+                self._apply_later(act, fault.applied_after_s)
+            await asyncio.sleep(fault.error_after_s)
+            raise error(f"fake: {method}: {fault}")
+        if self.is_cut:
+            await asyncio.sleep(timeout_s)
+            raise error(f"fake: {method}: no answer within {timeout_s} s")
+        await asyncio.sleep(self.latency())
+        if self.is_cut:
+            raise error(f"fake: {method}: cut off on the way")
+        self.tick()
+        return act()
+
+    def _apply_later(self, act: Callable[[], object], seconds: float) -> None:
+        def apply() -> None:
+            try:
+                act()
+            except (InvalidRequest, Compacted):
+                return  # refused, and nobody is listening any more
+
+        if seconds <= 0:
+            apply()
+        else:
+            self._later.add(asyncio.get_running_loop().call_later(seconds, apply))
+
+    def _set_timer(self) -> None:
+        """With the loop's own clock, leases run out by themselves."""
+        if self._clock is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        expiry = self.store.next_expiry()
+        if expiry < float("inf"):
+            self._timer = asyncio.get_running_loop().call_at(expiry, self.tick)
+
+
+class FakeWatch:
+    """A watch: what is missing is read from the store's history when the consumer asks, so that being cut off, late
+    or compacted away behaves as with the real one."""
+
+    def __init__(
+        self, etcd: FakeEtcd, ranges: Sequence[KeyRange], start_revision: int | None, timeout_s: float
+    ) -> None:
+        self._etcd = etcd
+        self._ranges = tuple(ranges)
+        self._next = start_revision or 0
+        self._timeout_s = timeout_s
+        self._ready: deque[WatchBatch] = deque()
+        self._changed = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        store = self._etcd.store
+        if self._etcd.is_cut or self._etcd.faults("watch", self._ranges) is not None:
+            await asyncio.sleep(self._timeout_s)
+            raise StoreUnavailable(f"fake: the watch did not stand within {self._timeout_s} s")
+        await asyncio.sleep(self._etcd.latency())
+        if self._next == 0:
+            self._next = store.revision + 1
+        store.history(self._next)
+        store.listeners.append(self.wake)
+        self._etcd.watches.add(self)
+        self._changed.set()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._etcd.store.listeners.remove(self.wake)
+        self._etcd.watches.discard(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> WatchBatch:
+        while True:
+            if not self._etcd.is_cut:
+                self._fill()
+                if self._ready:
+                    return self._ready.popleft()
+            self._changed.clear()
+            await self._changed.wait()
+            await asyncio.sleep(self._etcd.latency())
+
+    def wake(self, _change: Change | None = None) -> None:
+        """There may be something new: a change, or the client is no longer cut off."""
+        self._changed.set()
+
+    def _fill(self) -> None:
+        for change in self._etcd.store.history(self._next):
+            self._next = change.revision + 1
+            found: tuple[Event, ...] = tuple(
+                e for e in change.events if any(contains(range_, e.kv.key) for range_ in self._ranges)
+            )
+            if found:
+                self._ready.append(WatchBatch(change.revision, found))
+
+
+class FakeKeepAlive:
+    """A lease stream."""
+
+    def __init__(self, etcd: FakeEtcd, lease_id: int) -> None:
+        self._etcd = etcd
+        self._lease_id = lease_id
+        self._answers: asyncio.Queue[KeepAliveAnswer | None] = asyncio.Queue()
+        self._is_broken = False
+
+    async def __aenter__(self) -> Self:
+        self._etcd.lease_streams.add(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._etcd.lease_streams.discard(self)
+
+    async def ping(self) -> None:
+        if self._is_broken:
+            raise StoreUnavailable("fake: the lease stream is broken")
+        if self._etcd.is_cut or self._etcd.faults("ping", self._lease_id) is not None:
+            return  # goes into the void; no answer comes
+        await asyncio.sleep(self._etcd.latency())
+        ttl_s = self._etcd.store.renew(self._lease_id, self._etcd.now())
+        self._etcd.tick()
+        if self._etcd.faults("pong", self._lease_id) is None:
+            self._answers.put_nowait(KeepAliveAnswer(ttl_s))
+
+    async def answer(self) -> KeepAliveAnswer:
+        answer = None if self._is_broken else await self._answers.get()
+        if answer is None:
+            raise StoreUnavailable("fake: the lease stream is broken")
+        return answer
+
+    def break_(self) -> None:
+        self._is_broken = True
+        self._answers.put_nowait(None)

@@ -1,0 +1,40 @@
+"""Waiting for a condition, instead of sleeping and hoping."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+
+
+async def wait_until(
+    condition: Callable[[], bool] | Callable[[], Awaitable[bool]],
+    timeout_s: float = 20.0,
+    *,
+    what: str = "",
+    every_s: float = 0.02,
+) -> None:
+    """Returns when the condition holds; raises AssertionError naming `what` when it does not within timeout_s."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        held = condition()
+        if inspect.isawaitable(held):
+            held = await held
+        if held:
+            return
+        if time.monotonic() > deadline:
+            name = what or getattr(condition, "__name__", "the condition")
+            raise AssertionError(f"not within {timeout_s} s: {name}")
+        await asyncio.sleep(every_s)
+
+
+def wait_until_sync(
+    condition: Callable[[], bool], timeout_s: float = 20.0, *, what: str = "", every_s: float = 0.02
+) -> None:
+    """The same outside of a loop."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s} s: {what or 'the condition'}")
+        time.sleep(every_s)
