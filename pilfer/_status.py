@@ -1,0 +1,69 @@
+"""From a gRPC status with google.rpc details to the client's errors: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from pilfer.errors import (
+    AlreadyExists,
+    FieldViolation,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    PilferError,
+    ResourceExhausted,
+    RevisionGone,
+    ServerFailure,
+    TimedOut,
+    Unavailable,
+)
+
+#: The metadata key of google.rpc.Status, as grpcio-status writes it.
+_DETAILS_KEY = "grpc-status-details-bin"
+
+_CLASSES: dict[grpc.StatusCode, type[PilferError]] = {
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.PERMISSION_DENIED: NotAllowed,
+    grpc.StatusCode.UNAUTHENTICATED: NotAllowed,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
+    grpc.StatusCode.OUT_OF_RANGE: RevisionGone,
+    grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    # A node that stops cancels the calls it still has; a cancel of our own never comes here as a status.
+    grpc.StatusCode.CANCELLED: Unavailable,
+}
+
+
+class RpcStatus(Protocol):
+    """What errors of grpc and of grpc.aio have in common."""
+
+    def code(self) -> grpc.StatusCode: ...
+
+    def details(self) -> str | None: ...
+
+    def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
+
+
+def error_of(status: RpcStatus) -> PilferError:
+    """The client's error for a failed call."""
+    code = status.code()
+    message = status.details() or code.name
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return InvalidRequest(message, _violations(status))
+    return _CLASSES.get(code, ServerFailure)(message, code=code.name)
+
+
+def _violations(status: RpcStatus) -> list[FieldViolation]:
+    bad_request = error_details_pb2.BadRequest()
+    found: list[FieldViolation] = []
+    for key, value in status.trailing_metadata() or ():
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            for detail in status_pb2.Status.FromString(value).details:
+                if detail.Unpack(bad_request):
+                    found += [FieldViolation(v.field, v.description) for v in bad_request.field_violations]
+    return found

@@ -1,0 +1,470 @@
+"""The client for asyncio, and the logic of both clients.
+
+Retries: a call that no node answers is repeated until `patience_s` or the deadline is over, with the same request.
+That never makes a task twice, because every task has its id before it is sent first (`pilfer/_ids.py`).
+
+Streams (watch, wait, log) resume after a broken connection where they were. Revisions order a watch: all events of
+lower revisions have come before one of a higher; several tasks may share one revision, so it goes on from the last
+revision seen, not from the next one, and leaves out what it has had.
+
+Waiting is watching: the node sends the present state first, then each transition. Nothing here polls.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self, TypeAlias, TypeVar, Unpack, overload
+
+from google.protobuf.message import Message
+
+from pilfer import _convert, _transport
+from pilfer._convert import Submission
+from pilfer._ids import new_task_id
+from pilfer._retry import Patience
+from pilfer.address import find_target
+from pilfer.errors import FieldViolation, InvalidRequest, NotFound, PilferError, RevisionGone, TimedOut, Unavailable
+from pilfer.types import (
+    CancelResult,
+    LogChunk,
+    NodeView,
+    Status,
+    Stream,
+    Task,
+    TaskEvent,
+    TaskOptions,
+    TaskSpec,
+)
+from pilfer.v1 import nodes_pb2, tasks_pb2
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+#: `list` is a method below, and so no type inside the classes.
+Ids: TypeAlias = list[str]
+Tasks: TypeAlias = list[Task]
+CancelResults: TypeAlias = list[CancelResult]
+Nodes: TypeAlias = list[NodeView]
+
+TIMEOUT_S = 60.0
+PATIENCE_S = 10.0
+BATCH = 1000
+#: One try of a read; a node that has not answered by then is asked again.
+_TRY_S = 10.0
+#: One try of a submit: 100,000 tasks in one call take seconds to check and store.
+_SUBMIT_TRY_S = 60.0
+#: A call is limited to 64 MiB; a quarter keeps the memory of both sides small.
+_BATCH_BYTES = 16 * 1024 * 1024
+#: Ids in one status or cancel call.
+_IDS_AT_ONCE = 1000
+_UUID_LENGTH = 36
+
+
+class AsyncClient:
+    """Talks to one node of a cluster. Safe for many coroutines of one loop; not for several loops.
+
+    address: `unix:/path/node.sock` or `HOST:PORT`; else PILFER_ADDRESS, else the socket in the default data directory.
+    certs: directory of ca.crt, client.crt, client.key for a TCP address. insecure: plain TCP, on loopback alone.
+    timeout_s: of one call, all its tries together. patience_s: how long it tries while no node answers at all.
+    Raises InvalidAddress. Nothing is connected before the first call.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        certs: str | os.PathLike[str] | None = None,
+        insecure: bool | None = None,
+        timeout_s: float = TIMEOUT_S,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self.target = find_target(address, certs=certs, insecure=insecure)
+        self._timeout_s = timeout_s
+        self._patience_s = patience_s
+        self._transport = self._new_transport()
+
+    def _new_transport(self) -> _transport.Transport:
+        return _transport.AsyncTransport(self.target)
+
+    async def close(self) -> None:
+        """Ends all calls and gives up the connection."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def submit(
+        self,
+        command: str | os.PathLike[str] | Submission,
+        *args: str | os.PathLike[str],
+        task_id: str | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> str:
+        """Stores one task and gives its id: `submit("gzip", "-9", path, cpu=0.5)`, or `submit(TaskSpec(...))`.
+
+        When this returns, the task survives the loss of any minority of nodes. Raises InvalidRequest with every wrong
+        field, AlreadyExists when task_id has another spec, Unavailable when no node answers: then the task may or may
+        not have been stored, and the error's note has the id to submit or to look for.
+        """
+        if isinstance(command, str | os.PathLike):
+            spec: Submission = TaskSpec.of(command, *args, **options)
+        elif args or options:
+            raise TypeError("arguments and options belong into the spec")
+        else:
+            spec = command
+        message = _convert.new_task_message(spec, task_id or new_task_id())
+        try:
+            await self._submit([message], validate_only=False)
+        except (Unavailable, TimedOut) as error:
+            error.add_note(f"task {message.id} may or may not have been stored; submit it again with this id")
+            raise
+        return message.id
+
+    async def submit_many(
+        self,
+        specs: Iterable[Submission],
+        *,
+        batch: int = BATCH,
+        on_progress: Callable[[int], None] | None = None,
+        validate_only: bool = False,
+    ) -> Ids:
+        """Stores many tasks, `batch` in one call, and gives their ids in order.
+
+        on_progress gets the number of tasks stored so far. validate_only: check all, store nothing. All specs of one
+        batch are checked before its first is stored; those of earlier batches are stored by then. The fields named by
+        InvalidRequest count from the first spec of all (`tasks[1234].spec.command`).
+        """
+        ids: Ids = []
+        messages: list[tasks_pb2.NewTask] = []
+        size = 0
+
+        async def send() -> None:
+            try:
+                await self._submit(messages, validate_only=validate_only)
+            except InvalidRequest as error:
+                raise _counted_from(error, len(ids)) from None
+            except PilferError as error:
+                if not validate_only:
+                    error.add_note(f"{len(ids)} tasks before these are stored")
+                raise
+            ids.extend(message.id for message in messages)
+            if on_progress is not None:
+                on_progress(len(ids))
+
+        for index, spec in enumerate(specs):
+            try:
+                message = _convert.new_task_message(spec, new_task_id())
+            except InvalidRequest as error:
+                raise InvalidRequest(
+                    f"tasks[{index}]: {error}",
+                    [FieldViolation(f"tasks[{index}].{v.field}", v.description) for v in error.violations],
+                ) from error
+            bytes_of_it = message.ByteSize()
+            if messages and (len(messages) >= batch or size + bytes_of_it > _BATCH_BYTES):
+                await send()
+                messages, size = [], 0
+            messages.append(message)
+            size += bytes_of_it
+        if messages:
+            await send()
+        return ids
+
+    @overload
+    async def status(self, ids: str) -> Task: ...  # type: ignore[overload-overlap]  # a str is an id, though also an Iterable[str]
+
+    @overload
+    async def status(self, ids: Iterable[str]) -> Tasks: ...
+
+    async def status(self, ids: str | Iterable[str]) -> Task | Tasks:
+        """What the cluster knows of a task, or of several in their order. Unique prefixes of ids will do.
+
+        Raises NotFound, and InvalidRequest for an ambiguous prefix.
+        """
+        found: Tasks = []
+        for some in _slices([ids] if isinstance(ids, str) else [*ids]):
+            response = await self._call(_transport.STATUS, tasks_pb2.StatusRequest(ids=some))
+            found += [_convert.task_value(message) for message in response.tasks]
+        return found[0] if isinstance(ids, str) else found
+
+    @overload
+    async def cancel(self, ids: str) -> CancelResult: ...  # type: ignore[overload-overlap]  # a str is an id, though also an Iterable[str]
+
+    @overload
+    async def cancel(self, ids: Iterable[str]) -> CancelResults: ...
+
+    async def cancel(self, ids: str | Iterable[str]) -> CancelResult | CancelResults:
+        """Asks for the end of one task, or of several, and says for each how far that came. Repeating it is harmless.
+
+        Unknown ids are no error: their step is NOT_FOUND.
+        """
+        results: CancelResults = []
+        for some in _slices([ids] if isinstance(ids, str) else [*ids]):
+            response = await self._call(_transport.CANCEL, tasks_pb2.CancelRequest(ids=some))
+            results += [_convert.cancel_result(message) for message in response.results]
+        return results[0] if isinstance(ids, str) else results
+
+    async def list(
+        self,
+        *,
+        status: Status | str | None = None,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        newest_first: bool = False,
+        limit: int | None = None,
+    ) -> AsyncGenerator[Task, None]:
+        """Every task that matches (all of the labels), oldest first, fetched page by page; without stdin."""
+        request = tasks_pb2.ListRequest(name=name, labels=labels, newest_first=newest_first)
+        if status is not None:
+            request.status = _convert.STATUS_NUMBERS[Status(status)]
+        left = limit
+        while left is None or left > 0:
+            response = await self._call(_transport.LIST, request)
+            for message in response.tasks[:left]:
+                yield _convert.task_value(message)
+            left = None if left is None else left - len(response.tasks)
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    async def nodes(self) -> Nodes:
+        """The nodes that are alive."""
+        response = await self._call(_transport.LIST_NODES, nodes_pb2.ListNodesRequest())
+        return [_convert.node_view(message) for message in response.nodes]
+
+    @overload
+    async def wait(self, ids: str, *, timeout_s: float | None = None) -> Task: ...  # type: ignore[overload-overlap]  # a str is an id, though also an Iterable[str]
+
+    @overload
+    async def wait(self, ids: Iterable[str], *, timeout_s: float | None = None) -> Tasks: ...
+
+    async def wait(self, ids: str | Iterable[str], *, timeout_s: float | None = None) -> Task | Tasks:
+        """Returns when a task, or all of several, have ended: the tasks in the order of the ids; without stdin.
+
+        However they ended: see `Task.succeeded`. timeout_s None: as long as it takes. Raises TimedOut, NotFound.
+        """
+        full = await self._full_ids([ids] if isinstance(ids, str) else [*ids])
+        ended = {task.id: task async for task in self.as_ended(full, timeout_s=timeout_s)}
+        return ended[full[0]] if isinstance(ids, str) else [ended[task_id] for task_id in full]
+
+    async def as_ended(self, ids: Iterable[str], *, timeout_s: float | None = None) -> AsyncGenerator[Task, None]:
+        """Each of the tasks once, as it ends; first those that have ended already. Raises TimedOut, NotFound."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        waiting = dict.fromkeys(await self._full_ids([*ids]), 0)
+        if not waiting:
+            return
+        async with aclosing(self._events(waiting, {}, None, deadline)) as events:
+            async for event in events:
+                if event.task.id not in waiting:
+                    continue
+                if event.deleted:
+                    raise NotFound(f"task {event.task.id} was deleted before its end was seen")
+                if event.task.status.is_terminal:
+                    del waiting[event.task.id]
+                    yield event.task
+                    if not waiting:
+                        return
+
+    def watch(
+        self,
+        ids: str | Iterable[str] = (),
+        *,
+        labels: Mapping[str, str] | None = None,
+        from_revision: int | None = None,
+    ) -> AsyncGenerator[TaskEvent, None]:
+        """Every transition, in order and without end, of the given tasks (full ids) or of all; without stdin.
+
+        With ids, the present state of each comes first. labels: only tasks that have all of them. from_revision: the
+        first revision to report, else from now on. A broken connection is resumed without loss or repetition; raises
+        RevisionGone where that cannot be (list, then watch anew), and NotFound.
+        """
+        given = [ids] if isinstance(ids, str) else [*ids]
+        return self._events(dict.fromkeys(given, 0), dict(labels or {}), from_revision, None)
+
+    async def log(
+        self,
+        task_id: str,
+        *,
+        stream: Stream | str | None = None,
+        follow: bool = False,
+        tail_lines: int | None = None,
+        attempt: int | None = None,
+    ) -> AsyncGenerator[LogChunk, None]:
+        """The bytes that an attempt wrote, in chunks of at most 64 KiB, of one stream or of both.
+
+        attempt: by default the newest. follow: as they come, until the task has ended, through further attempts where
+        none was named; of a queued task, from its first attempt on. tail_lines: the last lines only.
+        A broken connection is resumed at the byte where it broke, except after tail_lines (Unavailable then).
+        Raises NotFound.
+        """
+        request = tasks_pb2.LogRequest(id=task_id, follow=follow, tail_lines=tail_lines, attempt=attempt)
+        if stream is not None:
+            request.stream = _convert.STREAM_NUMBERS[Stream(stream)]
+        patience = Patience(self._patience_s, None)
+        received: dict[tuple[int, int], int] = {}
+        resuming = False
+        while True:
+            skip = dict(received)
+            try:
+                async with aclosing(self._transport.stream(_transport.LOG, request, None)) as responses:
+                    async for response in responses:
+                        patience.succeeded()
+                        chunk = _convert.log_chunk(response)
+                        key = (response.attempt, response.stream)
+                        had = min(skip.get(key, 0), len(chunk.data))
+                        skip[key] = skip.get(key, 0) - had
+                        if had < len(chunk.data):
+                            received[key] = received.get(key, 0) + len(chunk.data) - had
+                            yield LogChunk(chunk.stream, chunk.data[had:], chunk.attempt)
+            except Unavailable as error:
+                if tail_lines is not None and received:
+                    raise  # where the last lines begin may have moved
+                await self._pause(patience, error)
+                if received and attempt is None:
+                    # The newest attempt may be another one by now: name the one that broke, then those after it.
+                    resuming = True
+                    request.attempt = max(number for number, _ in received)
+                continue
+            except NotFound:
+                if resuming and request.attempt > max(number for number, _ in received):
+                    return
+                raise
+            if not (resuming and follow):
+                return
+            request.attempt += 1
+
+    async def _submit(self, messages: Sequence[tasks_pb2.NewTask], *, validate_only: bool) -> None:
+        request = tasks_pb2.SubmitRequest(tasks=messages, validate_only=validate_only)
+        await self._call(_transport.SUBMIT, request, try_s=_SUBMIT_TRY_S)
+
+    async def _full_ids(self, ids: Ids) -> Ids:
+        """Full ids of ids and prefixes."""
+        if all(len(task_id) == _UUID_LENGTH for task_id in ids):
+            return [task_id.lower() for task_id in ids]
+        return [task.id for task in await self.status(ids)]
+
+    async def _call(
+        self, call: _transport.Call[Request, Response], request: Request, *, try_s: float = _TRY_S
+    ) -> Response:
+        """A unary call with its retries. Raises what the last try raised."""
+        deadline = time.monotonic() + self._timeout_s
+        patience = Patience(self._patience_s, deadline)
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                return await self._transport.unary(call, request, max(0.001, min(left_s, try_s)))
+            except Unavailable as error:
+                await self._pause(patience, error)
+            except TimedOut:
+                if time.monotonic() >= deadline:
+                    raise
+
+    async def _pause(self, patience: Patience, error: Unavailable) -> None:
+        pause_s = patience.pause_s(time.monotonic())
+        if pause_s is None:
+            raise error
+        await self._transport.sleep(pause_s)
+
+    async def _events(
+        self,
+        ids: MutableMapping[str, int],
+        labels: Mapping[str, str],
+        from_revision: int | None,
+        deadline: float | None,
+    ) -> AsyncGenerator[TaskEvent, None]:
+        """Transitions, resumed. ids: each with the newest revision seen of it (0: none); empty: all tasks. The caller
+        may delete from it what it needs no more."""
+        of_all = not ids
+        progress = _Progress(from_revision)
+        patience = Patience(self._patience_s, deadline)
+        while True:
+            request = tasks_pb2.WatchRequest(ids=() if of_all else [*ids], labels=labels)
+            if progress.resume_from is not None:
+                request.from_revision = progress.resume_from
+            progress.begin(0 if of_all or progress.resume_from is not None else len(request.ids))
+            left_s = None if deadline is None else max(0.001, deadline - time.monotonic())
+            failure = Unavailable("the node ended the stream", code="UNAVAILABLE")
+            try:
+                async with aclosing(self._transport.stream(_transport.WATCH, request, left_s)) as responses:
+                    async for response in responses:
+                        patience.succeeded()
+                        if progress.is_new(response) and not (
+                            response.task.id in ids and response.revision <= ids[response.task.id]
+                        ):
+                            if response.task.id in ids:
+                                ids[response.task.id] = response.revision
+                            yield _convert.task_event(response)
+            except Unavailable as error:
+                failure = error
+            except RevisionGone:
+                if of_all or from_revision is not None:
+                    raise
+                progress = _Progress(None)  # the present state of each says what was missed
+                continue
+            await self._pause(patience, failure)
+
+
+class _Progress:
+    """How far a watch has come: what to ask for when it has to be begun again.
+
+    Invariant: everything below `resume_from` has been handed out; of that revision itself, the tasks in `_at`.
+    """
+
+    def __init__(self, resume_from: int | None) -> None:
+        self.resume_from = resume_from
+        self._at: set[str] = set()
+        self._present_left = 0
+        self._stands_at = 0
+
+    def begin(self, present: int) -> None:
+        """A new stream, which sends the present state of so many tasks first."""
+        self._present_left = present
+        self._stands_at = 0
+
+    def is_new(self, response: tasks_pb2.WatchResponse) -> bool:
+        """Takes note of a response; False: it carries no event, or one that was handed out before."""
+        if response.ready:
+            # The revision from which this watch goes on, where the node tells it.
+            self._stands_at = response.revision
+        elif self._present_left:
+            # Present states have the revisions of their records, in no order.
+            self._present_left -= 1
+        else:
+            return self._is_new_transition(response)
+        if not self._present_left and self._stands_at and self.resume_from is None:
+            self.resume_from = self._stands_at
+        return not response.ready
+
+    def _is_new_transition(self, response: tasks_pb2.WatchResponse) -> bool:
+        if self.resume_from is None or response.revision > self.resume_from:
+            self.resume_from = response.revision
+            self._at.clear()
+        if response.task.id in self._at and response.revision == self.resume_from:
+            return False
+        self._at.add(response.task.id)
+        return True
+
+
+def _slices(ids: Sequence[str]) -> Iterable[Sequence[str]]:
+    # One empty call for no ids at all: the node says what is wrong with it.
+    return (ids[start : start + _IDS_AT_ONCE] for start in range(0, max(1, len(ids)), _IDS_AT_ONCE))
+
+
+def _counted_from(error: InvalidRequest, first: int) -> InvalidRequest:
+    """The same error with the indices of its fields counted from the first task of all batches."""
+    if not first:
+        return error
+    violations = []
+    for violation in error.violations:
+        head, bracket, rest = violation.field.partition("[")
+        number, closing, tail = rest.partition("]")
+        field = f"{head}[{int(number) + first}]{tail}" if bracket and closing and number.isdigit() else violation.field
+        violations.append(FieldViolation(field, violation.description))
+    return InvalidRequest("; ".join(f"{v.field}: {v.description}" for v in violations) or error.message, violations)
