@@ -12,7 +12,7 @@ generate() {
         local outs=("--python_out=$out" "--pyi_out=$out")
         # A file without a service gets no empty grpc module.
         if grep -q '^service ' "$file"; then
-            outs+=("--grpc_python_out=$out" "--plugin=protoc-gen-mypy_grpc=.venv/bin/protoc-gen-mypy_grpc" "--mypy_grpc_out=$out")
+            outs+=("--grpc_python_out=$out" "--plugin=protoc-gen-mypy_grpc=.venv/bin/protoc-gen-mypy_grpc" "--mypy_grpc_out=quiet:$out")
         fi
         .venv/bin/python -m grpc_tools.protoc -I protos "${outs[@]}" "$file"
     done

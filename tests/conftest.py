@@ -1,0 +1,44 @@
+"""Fixtures that all tests share: an environment without the developer's settings, and the check for leaks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.leaks import Belongings
+
+#: In these, every test is checked: they start processes and mount things.
+_CHECKED = ("node_live", "isolation_live")
+
+#: What was closed may take a moment to be gone (a child to be reaped, a socket to be dropped by grpc's thread).
+_PATIENCE_S = 5.0
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No PILFER_* of the person who runs the tests: a node of theirs must never be met."""
+    for name in [name for name in os.environ if name.startswith("PILFER_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fails when the test leaves threads, descriptors, children or mounts behind."""
+    before = Belongings.now()
+    yield
+    deadline = time.monotonic() + _PATIENCE_S
+    while leaks := Belongings.now().leaked_since(before):
+        if time.monotonic() > deadline:
+            pytest.fail("left behind: " + "; ".join(leaks))
+        time.sleep(0.05)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(part in _CHECKED for part in Path(item.path).parts):
+            # First in the list: set up before, and so torn down after, the test's own fixtures.
+            item.fixturenames.insert(0, "no_leaks")  # type: ignore[attr-defined]  # of pytest.Function
