@@ -60,8 +60,6 @@ class Lost:
 
     reads: tuple[RangeResult, ...]
     revision: int
-    #: An earlier try had no answer: it may be the one that was applied.
-    is_resent: bool
 
 
 AnswerT = TypeVar("AnswerT")
@@ -81,8 +79,6 @@ class _Item(Generic[PayloadT, AnswerT]):
     answer: asyncio.Future[AnswerT]
     #: Sent at least once.
     is_sent: bool = False
-    #: Sent, and that try was never answered.
-    is_unknown: bool = False
 
 
 class _Lane(Generic[PayloadT, AnswerT]):
@@ -237,9 +233,7 @@ class _Lane(Generic[PayloadT, AnswerT]):
                 try:
                     await self._rpc(part)
                     tries = 0
-                except (OutcomeUnknown, StoreUnavailable) as error:
-                    for item in part:
-                        item.is_unknown = item.is_unknown or isinstance(error, OutcomeUnknown)
+                except (OutcomeUnknown, StoreUnavailable):
                     todo.append(part)
                     tries += 1
                     await asyncio.sleep(self._backoff_s(tries))
@@ -431,7 +425,6 @@ class Batcher:
         return self._lanes
 
     async def _send_transitions(self, items: Sequence[_Item[Transition, Applied | Lost]]) -> None:
-        resent = [item.is_unknown for item in items]
         nested = tuple([Txn(i.payload.compares, i.payload.writes, i.payload.reads) for i in items])
         if len(nested) == 1:
             result = await self._etcd.txn(nested[0], timeout_s=self._rpc_timeout_s)
@@ -440,7 +433,7 @@ class Batcher:
             result = await self._etcd.txn(Txn(success=nested), timeout_s=self._rpc_timeout_s)
             results = result.results
         applied = Applied(result.revision)
-        for item, is_resent, one in zip(items, resent, results, strict=True):
+        for item, one in zip(items, results, strict=True):
             if item.answer.done():
                 continue
             if not isinstance(one, TxnResult):
@@ -449,7 +442,7 @@ class Batcher:
                 item.answer.set_result(applied)
             else:
                 reads = tuple([r for r in one.results if isinstance(r, RangeResult)])
-                item.answer.set_result(Lost(reads, result.revision, is_resent))
+                item.answer.set_result(Lost(reads, result.revision))
 
     async def _send_reads(self, items: Sequence[_Item[tuple[Range, ...], tuple[RangeResult, ...]]]) -> None:
         flat = tuple([one for item in items for one in item.payload])

@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from etcd import keys
 from etcd.errors import RecordCorrupt
 from node.core import model
+from node.core.lifecycle import flaws
 from node.core.model import DEFAULT_REQUIREMENTS, Network, Reason, Requirements, Status, Task, TaskSpec
 from pilfer.v1 import records_pb2 as pb
 
@@ -330,7 +331,7 @@ def encode_task(task: Task) -> bytes:
 
 def decode_task(key: bytes, value: bytes) -> Task:
     """The task under this record key. Raises RecordCorrupt when it cannot be read or is another's."""
-    task_id = keys.parse_record_key(key)
+    task_id = keys.parse_task(key)
     try:
         task = task_from_proto(pb.Task.FromString(value))
     except (DecodeError, RecordCorrupt) as error:
@@ -347,17 +348,12 @@ def check_index(task: Task, index_key: bytes) -> None:
 
 
 def _check(task: Task) -> None:
-    """What holds for every record, whatever its history: the status carries its data."""
-    if task.status is Status.RUNNING and not (task.attempts and task.attempts[-1].finished_at is None):
-        raise RecordCorrupt(f"task {task.id} is running without an open attempt")
-    if task.attempts and task.attempts[-1].number != task.attempt:
-        raise RecordCorrupt(f"task {task.id}: attempt {task.attempt}, but the newest is {task.attempts[-1].number}")
-    if bool(task.attempts) != (task.attempt > 0):
-        raise RecordCorrupt(f"task {task.id}: attempt {task.attempt} with {len(task.attempts)} in its history")
-    if task.status.is_terminal != (task.finished_at is not None) or task.status.is_terminal != (
-        task.outcome is not None
-    ):
-        raise RecordCorrupt(f"task {task.id} is {task.status}: an end belongs to that exactly when it is terminal")
+    """The invariants of the core, and that only what has ended has an end."""
+    wrong = flaws(task)
+    if task.status.is_terminal is not (task.finished_at is not None):
+        wrong.append(f"it is {task.status} {'without' if task.finished_at is None else 'with'} an end")
+    if wrong:
+        raise RecordCorrupt(f"task {task.id} is not sound: {', '.join(wrong)}")
 
 
 # -- nodes ------------------------------------------------------------------------------------------------------------
@@ -382,7 +378,7 @@ def encode_node(node: model.Node) -> bytes:
 
 
 def decode_node(key: bytes, value: bytes) -> model.Node:
-    node_id = keys.parse_node_key(key)
+    node_id = keys.parse_node(key)
     try:
         message = pb.Node.FromString(value)
     except DecodeError as error:

@@ -18,11 +18,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from random import Random
 
 from etcd.errors import RecordCorrupt
 from etcd.port import KeyRange
+from node.core import ids
 from node.core.model import Status, Task
+
+#: What an id looks like is the core's to say.
+is_task_id = ids.is_task_id
+is_id_prefix = ids.is_id_prefix
+new_task_id = ids.new_task_id
+new_task_ids = ids.new_task_ids
+uuid7_time = ids.uuid7_time
 
 #: Digits of EPOCH: enough until the year 33658, and sorted as text.
 EPOCH_DIGITS = 12
@@ -37,46 +44,14 @@ _CLUSTER = b"/cluster/"
 _TERMINAL = {s: _STATUS + s.value.encode() + b"/" for s in (Status.COMPLETE, Status.CANCELED, Status.FAILED)}
 _TERMINAL_WORDS = {s.value.encode(): s for s in _TERMINAL}
 
-_UUID_TEXT = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_UUID = re.compile(_UUID_TEXT, re.ASCII)
-_UUID_BYTES = re.compile(_UUID_TEXT.encode())
-_ID_PREFIX = re.compile(r"[0-9a-f-]*", re.ASCII)
+_UUID_BYTES = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _EPOCH = re.compile(rb"[0-9]{12}")
-
-
-# -- ids ----------------------------------------------------------------------------------------------------------
-
-
-def is_id(text: str) -> bool:
-    """Whether this is a UUID in canonical lower-case text, of any version."""
-    return _UUID.fullmatch(text) is not None
-
-
-def new_task_id(now: float, random: Random) -> str:
-    """A UUIDv7 (RFC 9562): milliseconds of Unix time, then 12 bits of the fraction of that millisecond (method 3 of
-    section 6.2), then 62 random bits. Ids of rising times sort in that order, down to a quarter of a microsecond."""
-    ticks = int(now * 4_096_000)  # 1/4096 ms
-    value = ticks >> 12 << 80 | 0x7 << 76 | (ticks & 0xFFF) << 64 | 0b10 << 62 | random.getrandbits(62)
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def new_task_ids(count: int, now: float, random: Random) -> list[str]:
-    """Many ids of one moment, in the order in which the queue will have them."""
-    return sorted(new_task_id(now, random) for _ in range(count))
-
-
-def uuid7_time(task_id: str) -> float | None:
-    """When a UUIDv7 was made (Unix seconds, to the millisecond); None for any other id."""
-    if not is_id(task_id) or task_id[14] != "7":
-        return None
-    return int(task_id[:8] + task_id[9:13], 16) / 1000
 
 
 # -- keys ---------------------------------------------------------------------------------------------------------
 
 
-def record_key(task_id: str) -> bytes:
+def task(task_id: str) -> bytes:
     return _TASK + _id(task_id)
 
 
@@ -96,7 +71,7 @@ def terminal_key(status: Status, ended_at: float, task_id: str) -> bytes:
     return b"%b%012d/%b" % (_TERMINAL[status], epoch_s, _id(task_id))
 
 
-def node_key(node_id: str) -> bytes:
+def node(node_id: str) -> bytes:
     return _NODE + _id(node_id)
 
 
@@ -105,6 +80,15 @@ def cluster_key(*parts: str) -> bytes:
     if not parts or not all(part and "/" not in part for part in parts):
         raise ValueError(f"not the parts of a key: {parts!r}")
     return _CLUSTER + "/".join(parts).encode()
+
+
+def cluster_id() -> bytes:
+    return cluster_key("id")
+
+
+def cluster_epoch() -> bytes:
+    """A number that a restore raises; part of every fence token."""
+    return cluster_key("epoch")
 
 
 def host_key(host_id: str) -> bytes:
@@ -130,10 +114,29 @@ def index_key(task: Task) -> bytes:
 
 # -- ranges -------------------------------------------------------------------------------------------------------
 
-RECORDS = KeyRange(_TASK + b"0", _TASK + b"g")
-QUEUED = KeyRange(_QUEUED, _QUEUED[:-1] + b"0")
-RUNNING = KeyRange(_RUNNING, _RUNNING[:-1] + b"0")
-NODES = KeyRange(_NODE, _NODE[:-1] + b"0")
+_ALL_TASKS = KeyRange(_TASK + b"0", _TASK + b"g")
+_ALL_NODES = KeyRange(_NODE, _NODE[:-1] + b"0")
+_ALL_QUEUED = KeyRange(_QUEUED, _QUEUED[:-1] + b"0")
+_ALL_RUNNING = KeyRange(_RUNNING, _RUNNING[:-1] + b"0")
+
+
+def all_tasks() -> KeyRange:
+    """Every record, and no index key."""
+    return _ALL_TASKS
+
+
+def all_nodes() -> KeyRange:
+    return _ALL_NODES
+
+
+def queued() -> KeyRange:
+    """Every queued key."""
+    return _ALL_QUEUED
+
+
+def running() -> KeyRange:
+    """Every running key, by node."""
+    return _ALL_RUNNING
 
 
 def running_of(node_id: str) -> KeyRange:
@@ -150,11 +153,11 @@ def terminal(status: Status, *, until_s: float | None = None) -> KeyRange:
     return KeyRange(prefix, b"%b%012d/" % (prefix, min(max(int(until_s), 0), EPOCH_END - 1)))
 
 
-def find_records(id_prefix: str) -> KeyRange | None:
+def find_tasks(id_prefix: str) -> KeyRange | None:
     """The records whose id begins with this text; None where no id can."""
     if not id_prefix:
-        return RECORDS
-    if len(id_prefix) > 36 or not _ID_PREFIX.fullmatch(id_prefix) or id_prefix[0] == "-":
+        return _ALL_TASKS
+    if not is_id_prefix(id_prefix) or id_prefix != id_prefix.lower():
         return None
     start = _TASK + id_prefix.encode()
     return KeyRange(start, start[:-1] + bytes([start[-1] + 1]))
@@ -175,23 +178,30 @@ class IndexKey:
     epoch_s: int | None = None
 
 
-def parse_record_key(key: bytes) -> str:
+def parse_task(key: bytes) -> str:
     """The task id."""
     if not key.startswith(_TASK):
         raise _corrupt(key)
     return _parse_id(key, key[len(_TASK) :])
 
 
-def parse_node_key(key: bytes) -> str:
+def parse_node(key: bytes) -> str:
     """The node id."""
     if not key.startswith(_NODE):
         raise _corrupt(key)
     return _parse_id(key, key[len(_NODE) :])
 
 
+def parse_queued(key: bytes) -> str:
+    """The task id."""
+    if not key.startswith(_QUEUED):
+        raise _corrupt(key)
+    return _parse_id(key, key[len(_QUEUED) :])
+
+
 def parse_index_key(key: bytes) -> IndexKey:
     if key.startswith(_QUEUED):
-        return IndexKey(Status.QUEUED, _parse_id(key, key[len(_QUEUED) :]))
+        return IndexKey(Status.QUEUED, parse_queued(key))
     if not key.startswith(_STATUS):
         raise _corrupt(key)
     parts = key[len(_STATUS) :].split(b"/")
@@ -207,7 +217,7 @@ def parse_index_key(key: bytes) -> IndexKey:
 
 
 def _id(text: str) -> bytes:
-    if not _UUID.fullmatch(text):
+    if not is_task_id(text):
         raise ValueError(f"not a UUID in canonical lower-case text: {text!r}")
     return text.encode()
 

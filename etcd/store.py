@@ -15,6 +15,7 @@ knows nothing, and its reconciling of own running keys finds out. Times are Unix
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +24,7 @@ from etcd import codec, keys, transitions
 from etcd.batcher import Applied, Batcher, Lost
 from etcd.errors import OutcomeUnknown, RecordCorrupt, StoreError
 from etcd.identity import Identity
+from etcd.listing import Page, list_page
 from etcd.port import Etcd, KeyValue, Range, RangeResult, Txn
 from etcd.transitions import Name
 from node.core import lifecycle
@@ -85,6 +87,15 @@ class Canceled:
     task: Task | None
 
 
+@dataclass(frozen=True, slots=True)
+class RunningTasks:
+    #: Ids of the nodes whose keys are there.
+    nodes: tuple[str, ...]
+    #: (node id, task id) of every running key.
+    tasks: tuple[tuple[str, str], ...]
+    revision: int
+
+
 class _Deadline:
     """What is left of a call's time, over its several steps."""
 
@@ -139,24 +150,52 @@ class TaskStore:
         deadline = _Deadline(timeout_s)
         found: list[Versioned | None] = []
         for start in range(0, len(ids), _READ_CHUNK):
-            ranges = [Range(keys.record_key(task_id)) for task_id in ids[start : start + _READ_CHUNK]]
+            ranges = [Range(keys.task(task_id)) for task_id in ids[start : start + _READ_CHUNK]]
             found += map(_versioned, await self._batcher.read(ranges, timeout_s=deadline.left_s()))
         return found
 
     async def find(self, prefix: str, limit: int = 2, *, timeout_s: float = 3.0) -> list[str]:
         """Ids of tasks that begin with this text, the first `limit` of them: enough to tell unique from ambiguous."""
-        found = keys.find_records(prefix)
+        found = keys.find_tasks(prefix)
         if found is None:
             return []
         result = await self._etcd.range(
             Range(found.key, found.range_end, limit=limit, keys_only=True), timeout_s=timeout_s
         )
-        return [keys.parse_record_key(kv.key) for kv in result.kvs]
+        return [keys.parse_task(kv.key) for kv in result.kvs]
+
+    async def list_page(
+        self,
+        *,
+        status: Status | None = None,
+        page_size: int = 1000,
+        page_token: str = "",
+        newest_first: bool = False,
+        now: float | None = None,
+        timeout_s: float = 10.0,
+    ) -> Page:
+        """A page of all tasks, or of those of one status: see `etcd/listing.py`. now: the wall clock's, if not given."""
+        deadline = _Deadline(timeout_s)
+
+        async def read(ranges: Sequence[Range]) -> tuple[RangeResult, ...]:
+            return await self._batcher.read(ranges, timeout_s=deadline.left_s())
+
+        return await list_page(
+            self._etcd,
+            read,
+            status=status,
+            page_size=page_size,
+            page_token=page_token,
+            newest_first=newest_first,
+            now=time.time() if now is None else now,
+            timeout_s=timeout_s,
+        )
 
     # -- claim --------------------------------------------------------------------------------------------------
 
     async def claim(self, seen: Versioned, identity: Identity, *, now: float, timeout_s: float) -> Claim | None:
-        """Takes a queued task for this incarnation; None when another was faster, or it is gone."""
+        """Takes a queued task for this incarnation; None when another was faster, or it is gone. To be repeated after
+        OutcomeUnknown with the same `now`, by which the claim is known again."""
         after = _claimed(seen, identity, now)
         transition = transitions.claim(seen.task, after, seen.mod_revision, identity)
         deadline = _Deadline(timeout_s)
@@ -187,10 +226,10 @@ class TaskStore:
     async def _won(self, after: Task, answer: Applied | Lost, identity: Identity, deadline: _Deadline) -> Claim | None:
         if isinstance(answer, Applied):
             return Claim(after, answer.revision, answer.revision, identity)
-        if not answer.is_resent or not answer.reads[0].kvs:
+        if not answer.reads[0].kvs:
             return None
-        # The own running key is there. It is this claim's if the attempt is the one that was sent; an older claim of
-        # this incarnation, which somebody runs already, has another number or moment.
+        # The own running key is there. It is this claim's if the attempt is the one that was sent; another claim of
+        # this incarnation, which is run already, has another number or moment.
         claim = await self.adopt(after.id, identity, timeout_s=deadline.left_s())
         if claim is None:
             return None
@@ -201,7 +240,7 @@ class TaskStore:
         """The claim that this incarnation holds on a task according to etcd: for a running key of its own that it
         does not know. None when there is none."""
         record, running = await self._batcher.read(
-            [Range(keys.record_key(task_id)), Range(keys.running_key(identity.node_id, task_id))], timeout_s=timeout_s
+            [Range(keys.task(task_id)), Range(keys.running_key(identity.node_id, task_id))], timeout_s=timeout_s
         )
         seen = _versioned(record)
         if seen is None or not running.kvs:
@@ -304,7 +343,7 @@ class TaskStore:
     async def _requested(self, task: Task, now: float, deadline: _Deadline) -> Canceled:
         """The request is in the record; if nobody is there to carry it out, requeueing does."""
         owner = task.owner or ""
-        (node,) = await self._batcher.read([Range(keys.node_key(owner), keys_only=True)], timeout_s=deadline.left_s())
+        (node,) = await self._batcher.read([Range(keys.node(owner), keys_only=True)], timeout_s=deadline.left_s())
         if not node.kvs:
             ended = await self.requeue(task.id, owner, now=now, timeout_s=deadline.left_s())
             if ended is not None:
@@ -329,27 +368,37 @@ class TaskStore:
             seen = _changed(seen, answer)
         return None
 
-    async def running_of(self, node_id: str, *, timeout_s: float = 3.0) -> list[tuple[str, KeyValue]]:
-        """The running keys of a node: (task id, key with its create_revision, which is the claim's)."""
+    async def running_of(self, node_id: str, *, timeout_s: float = 3.0) -> tuple[list[tuple[str, KeyValue]], int]:
+        """The running keys of a node, and the revision at which they were so: (task id, key), whose create_revision
+        is the claim's."""
         of_node = keys.running_of(node_id)
         result = await self._etcd.range(Range(of_node.key, of_node.range_end), timeout_s=timeout_s)
-        return [(keys.parse_index_key(kv.key).task_id, kv) for kv in result.kvs]
+        return [(keys.parse_index_key(kv.key).task_id, kv) for kv in result.kvs], result.revision
 
-    async def orphans(self, *, timeout_s: float = 3.0) -> list[tuple[str, str]]:
-        """(node id, task id) of every running task whose node key is gone, all seen at one revision."""
+    async def running_at_one_revision(self, *, timeout_s: float = 3.0) -> RunningTasks:
+        """Living nodes and running tasks, all as they were at one revision: what a sweep for orphans needs."""
+        nodes, running = keys.all_nodes(), keys.running()
         result = await self._etcd.txn(
             Txn(
                 success=(
-                    Range(keys.NODES.key, keys.NODES.range_end, keys_only=True),
-                    Range(keys.RUNNING.key, keys.RUNNING.range_end, keys_only=True),
+                    Range(nodes.key, nodes.range_end, keys_only=True),
+                    Range(running.key, running.range_end, keys_only=True),
                 )
             ),
             timeout_s=timeout_s,
         )
-        nodes, running = (r.kvs if isinstance(r, RangeResult) else () for r in result.results)
-        living = {keys.parse_node_key(kv.key) for kv in nodes}
-        parsed = (keys.parse_index_key(kv.key) for kv in running)
-        return [(key.node_id, key.task_id) for key in parsed if key.node_id is not None and key.node_id not in living]
+        living, tasks = (r.kvs if isinstance(r, RangeResult) else () for r in result.results)
+        parsed = [keys.parse_index_key(kv.key) for kv in tasks]
+        return RunningTasks(
+            nodes=tuple(keys.parse_node(kv.key) for kv in living),
+            tasks=tuple((key.node_id, key.task_id) for key in parsed if key.node_id is not None),
+            revision=result.revision,
+        )
+
+    async def orphans(self, *, timeout_s: float = 3.0) -> list[tuple[str, str]]:
+        """(node id, task id) of every running task whose node key is gone."""
+        seen = await self.running_at_one_revision(timeout_s=timeout_s)
+        return [(node_id, task_id) for node_id, task_id in seen.tasks if node_id not in seen.nodes]
 
 
 def _claimed(seen: Versioned, identity: Identity, now: float) -> Task:
@@ -365,9 +414,10 @@ def _versioned(result: RangeResult) -> Versioned | None:
 
 
 def _is_mine(lost: Lost, transition: transitions.Transition) -> bool:
-    """Whether an earlier try of this very transition was applied: the record is byte for byte the one that was sent."""
+    """Whether an earlier try was applied, of this call or of one that was repeated with the same values: the record
+    is byte for byte the one that was sent."""
     record = lost.reads[0]
-    return lost.is_resent and bool(record.kvs) and record.kvs[0].value == transition.record
+    return bool(record.kvs) and record.kvs[0].value == transition.record
 
 
 def _changed(seen: Versioned, lost: Lost) -> Versioned | None:

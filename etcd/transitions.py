@@ -196,13 +196,13 @@ def _absent(key: bytes) -> Compare:
 
 
 _COMPARES: dict[Guard, Callable[[_Values], Compare]] = {
-    Guard.RECORD_ABSENT: lambda v: _absent(keys.record_key(v.task_id)),
-    Guard.RECORD_UNCHANGED: lambda v: Compare(keys.record_key(v.task_id), Target.MOD, Relation.EQUAL, v.mod_revision),
+    Guard.RECORD_ABSENT: lambda v: _absent(keys.task(v.task_id)),
+    Guard.RECORD_UNCHANGED: lambda v: Compare(keys.task(v.task_id), Target.MOD, Relation.EQUAL, v.mod_revision),
     Guard.QUEUED_PRESENT: lambda v: _present(v.index_before),
     Guard.RUNNING_PRESENT: lambda v: _present(v.index_before),
     Guard.CLAIM_MINE: lambda v: Compare(v.index_before, Target.CREATE, Relation.EQUAL, v.index_revision),
-    Guard.NODE_MINE: lambda v: Compare(keys.node_key(v.node_id), Target.CREATE, Relation.EQUAL, v.node_revision),
-    Guard.OWNER_GONE: lambda v: _absent(keys.node_key(v.node_id)),
+    Guard.NODE_MINE: lambda v: Compare(keys.node(v.node_id), Target.CREATE, Relation.EQUAL, v.node_revision),
+    Guard.OWNER_GONE: lambda v: _absent(keys.node(v.node_id)),
     Guard.ENDED_SAME: lambda v: Compare(v.index_before, Target.CREATE, Relation.EQUAL, v.index_revision),
 }
 
@@ -216,14 +216,14 @@ _WRITES: dict[Write, Callable[[_Values], Put | Delete]] = {
     Write.REMOVE_INDEX: lambda v: Delete(v.index_before),
     Write.ADD_INDEX: lambda v: Put(v.index_after, _index_value(v.after)),
     Write.TOUCH_RUNNING: lambda v: Put(v.index_before),
-    Write.RECORD: lambda v: Put(keys.record_key(v.task_id), v.record),
-    Write.REMOVE_RECORD: lambda v: Delete(keys.record_key(v.task_id)),
+    Write.RECORD: lambda v: Put(keys.task(v.task_id), v.record),
+    Write.REMOVE_RECORD: lambda v: Delete(keys.task(v.task_id)),
 }
 
 _READS: dict[Read, Callable[[_Values], Range]] = {
-    Read.RECORD: lambda v: Range(keys.record_key(v.task_id)),
+    Read.RECORD: lambda v: Range(keys.task(v.task_id)),
     Read.OWN_RUNNING: lambda v: Range(keys.running_key(v.node_id, v.task_id)),
-    Read.OWNER_NODE: lambda v: Range(keys.node_key(v.node_id), keys_only=True),
+    Read.OWNER_NODE: lambda v: Range(keys.node(v.node_id), keys_only=True),
 }
 
 
