@@ -9,18 +9,19 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from etcd import codec, keys
+from etcd import codec
 from etcd.errors import StoreError
+from etcd.listing import BadPageToken
 from etcd.store import AlreadyExists, TaskStore, Versioned
+from node.admission import Admission
 from node.api_errors import ApiError, already_exists, answers, invalid, not_found
-from node.core import lifecycle
-from node.core.model import Mount, Network, Task, TaskSpec
+from node.core import ids, lifecycle
+from node.core.model import Task, TaskSpec
 from node.core.retention import is_too_old_to_submit
-from node.core.validate import Violation, mounts_not_allowed, task_id_violations, violations
+from node.core.validate import Violation, task_id_violation, violations
 from pilfer.v1 import records_pb2, tasks_pb2
 
 #: Writing a call's tasks: no client waits longer, and a shorter deadline of the client counts.
@@ -33,24 +34,22 @@ YIELD_EVERY = 256
 VIOLATIONS_MAX = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """What this node lets a task ask for."""
-
-    allow_mounts: tuple[str, ...]
-    shares: tuple[Mount, ...]
-    allow_host_network: bool
-    retention_age_s: float
-    #: A reason to refuse every submit right now (filling up, stopping), or None.
-    refusal: Callable[[], str | None]
-
-
 class TaskCalls:
     """The unary calls of TaskService."""
 
-    def __init__(self, store: TaskStore, admission: Admission) -> None:
+    def __init__(
+        self,
+        store: TaskStore,
+        admission: Admission,
+        *,
+        retention_age_s: float,
+        refusal: Callable[[], str | None],
+    ) -> None:
         self._store = store
         self._admission = admission
+        self._retention_age_s = retention_age_s
+        #: A reason to refuse every submit right now (filling up, stopping), or None.
+        self._refusal = refusal
 
     @answers
     async def Submit(  # noqa: N802  (gRPC's name)
@@ -60,7 +59,7 @@ class TaskCalls:
         tasks = await self._checked(request, now)
         if request.validate_only:
             return tasks_pb2.SubmitResponse(ids=[task.id for task in request.tasks])
-        if refusal := self._admission.refusal():
+        if refusal := self._refusal():
             raise ApiError(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
         results = await self._store.submit_many(tasks, timeout_s=_time_left(context, SUBMIT_TIMEOUT_S))
         failed = [result for result in results if isinstance(result, Exception)]
@@ -83,7 +82,7 @@ class TaskCalls:
                 found.append(Violation(f"tasks[{index}].{violation.field}", violation.message))
             if len(found) >= VIOLATIONS_MAX:
                 break
-            task_id = new.id or keys.new_task_id(now, random.SystemRandom())
+            task_id = new.id or ids.new_task_id(now, random.SystemRandom())
             seen.add(task_id)
             tasks.append(lifecycle.submit(task_id, spec, now=now))
         if found:
@@ -91,23 +90,20 @@ class TaskCalls:
         return tasks
 
     def _violations(self, new: tasks_pb2.NewTask, spec: TaskSpec, seen: set[str], now: float) -> list[Violation]:
-        found = [Violation(f"spec.{v.field}", v.message) for v in violations(spec)]
-        found += [
-            Violation(f"spec.{v.field}", v.message)
-            for v in mounts_not_allowed(spec.mounts, self._admission.allow_mounts, self._admission.shares)
-        ]
-        if spec.network is Network.HOST and not self._admission.allow_host_network:
-            found.append(
-                Violation("spec.network", "host is not allowed on this node; node start --allow-host-network permits it")
-            )
+        of_spec = violations(spec) + self._admission.violations(spec)
+        found = [Violation(f"spec.{v.field}", v.message) for v in of_spec]
         if new.id:
-            found += task_id_violations(new.id)
+            if wrong := task_id_violation(new.id):
+                found.append(wrong)
             if new.id in seen:
                 found.append(Violation("id", f"{new.id} is given twice in this call"))
-            if is_too_old_to_submit(new.id, now=now, max_age_s=self._admission.retention_age_s):
+            if is_too_old_to_submit(new.id, now=now, max_age_s=self._retention_age_s):
                 found.append(
-                    Violation("id", "is a UUIDv7 older than the retention window: a task of this id may have ended and "
-                              "been deleted already. Choose a new id")
+                    Violation(
+                        "id",
+                        "is a UUIDv7 older than the retention window: a task of this id may have ended and "
+                        "been deleted already. Choose a new id",
+                    )
                 )
         return found
 
@@ -157,29 +153,38 @@ class TaskCalls:
         if request.page_size < 0 or request.page_size > PAGE_MAX:
             raise invalid([Violation("page_size", f"must be 0 (the default) to {PAGE_MAX}")])
         status = codec.status_from_proto(request.status) if request.HasField("status") else None
+        if request.HasField("status") and status is None:
+            raise invalid([Violation("status", "must be queued, running, complete, canceled or failed")])
         labels = dict(request.labels)
 
         def wanted(task: Task) -> bool:
             return (not request.name or task.spec.name == request.name) and labels.items() <= task.spec.labels.items()
 
-        page = await self._store.list_page(
-            status=status,
-            page_size=request.page_size or PAGE_MAX,
-            page_token=request.page_token,
-            newest_first=request.newest_first,
-        )
-        tasks = [without_stdin(codec.task_to_proto(task)) for task in page.tasks if wanted(task)]
+        try:
+            page = await self._store.list_page(
+                status=status,
+                page_size=request.page_size or PAGE_MAX,
+                page_token=request.page_token,
+                newest_first=request.newest_first,
+                timeout_s=_time_left(context, CALL_TIMEOUT_S),
+            )
+        except BadPageToken as error:
+            raise invalid([Violation("page_token", str(error))]) from error
+        tasks = [codec.task_to_proto(task, with_stdin=False) for task in page.tasks if wanted(task)]
         return tasks_pb2.ListResponse(tasks=tasks, next_page_token=page.next_token)
 
     async def find_id(self, given: str, field: str) -> str | None:
         """The full id of what a user typed (an id or a unique prefix), or None. Raises ApiError when ambiguous."""
-        if not keys.is_id_prefix(given):
-            raise invalid([Violation(field, f"{given!r} is no task id: a UUID, or the first digits of one")])
-        if keys.is_task_id(given):
-            return given
-        matches = await self._store.find(given.lower(), limit=2)
+        wanted = given.lower()
+        if not given or not ids.is_id_prefix(wanted):
+            raise invalid([Violation(field, f"{given[:64]!r} is no task id: a UUID, or the first digits of one")])
+        if ids.is_task_id(wanted):
+            return wanted
+        matches = await self._store.find(wanted, limit=2)
         if len(matches) > 1:
-            raise invalid([Violation(field, f"{given} is ambiguous: it begins more than one task id; give more digits")])
+            raise invalid(
+                [Violation(field, f"{given} is ambiguous: it begins more than one task id; give more digits")]
+            )
         return matches[0] if matches else None
 
     async def get(self, given: str) -> Versioned:

@@ -85,7 +85,9 @@ class LogCall:
                 grpc.StatusCode.UNAVAILABLE,
                 f"the log of attempt {number} lies on host {attempt.host_id}, which this node cannot ask",
             )
-        streams_wanted = [s for s in STREAMS if request.stream in (tasks_pb2.LOG_STREAM_UNSPECIFIED, _STREAM_NUMBERS[s])]
+        streams_wanted = [
+            s for s in STREAMS if request.stream in (tasks_pb2.LOG_STREAM_UNSPECIFIED, _STREAM_NUMBERS[s])
+        ]
         with contextlib.ExitStack() as stack:
             readers: dict[str, LogReader] = {}
             delay_s = POLL_MIN_S
@@ -139,7 +141,7 @@ class RecordFollower:
                 for event in batch.events:
                     if event.is_delete:
                         raise not_found(self.task.id)
-                    self.task = codec.decode_task(event.kv.value)
+                    self.task = codec.decode_task(event.kv.key, event.kv.value)
                     self._changed.set()
                     if over(self.task):
                         return

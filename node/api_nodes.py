@@ -46,7 +46,7 @@ class NodeCalls:
         own = self._condition()
         response = nodes_pb2.ListNodesResponse()
         for kv in found.kvs:
-            node = codec.decode_node(kv.value)
+            node = codec.decode_node(kv.key, kv.value)
             view = response.nodes.add(node=codec.node_to_proto(node), state="ready")
             view.now.FromNanoseconds(time.time_ns())
             if node.id == own.node_id:

@@ -13,6 +13,7 @@ from etcd import keys
 from etcd.port import Etcd, Event, KeyRange, Range, Txn
 from node.api import without_stdin
 from node.api_errors import invalid, not_found, streams
+from node.core import ids
 from node.core.validate import Violation
 from pilfer.v1 import records_pb2, tasks_pb2
 
@@ -32,38 +33,40 @@ class WatchCall:
     async def Watch(  # noqa: N802  (gRPC's name)
         self, request: tasks_pb2.WatchRequest, context: Any
     ) -> AsyncGenerator[tasks_pb2.WatchResponse, None]:
-        ids = frozenset(request.ids)
-        for task_id in ids:
-            if not keys.is_task_id(task_id):
+        wanted_ids = frozenset(request.ids)
+        for task_id in wanted_ids:
+            if not ids.is_task_id(task_id):
                 raise invalid([Violation("ids", f"{task_id!r} is no full task id")])
         start = request.from_revision if request.HasField("from_revision") else None
         if start is not None and start < 1:
             raise invalid([Violation("from_revision", "must be 1 or more")])
         labels = dict(request.labels)
         present: list[tasks_pb2.WatchResponse] = []
-        if ids and start is None:
+        if wanted_ids and start is None:
             present, revision = await self._present(list(request.ids))
             start = revision + 1
 
         def wanted(task: records_pb2.Task) -> bool:
             return labels.items() <= dict(task.spec.labels).items() if labels else True
 
-        async with self._etcd.watch(_ranges(ids), start_revision=start) as batches:
+        async with self._etcd.watch(_ranges(wanted_ids), start_revision=start) as batches:
             yield tasks_pb2.WatchResponse(ready=True)
             for response in present:
                 yield response
             async for batch in batches:
                 for event in batch.events:
                     response = _response(event)
-                    if (not ids or response.task.id in ids) and (response.deleted or wanted(response.task)):
+                    if (not wanted_ids or response.task.id in wanted_ids) and (
+                        response.deleted or wanted(response.task)
+                    ):
                         yield response
 
-    async def _present(self, ids: Sequence[str]) -> tuple[list[tasks_pb2.WatchResponse], int]:
+    async def _present(self, wanted: Sequence[str]) -> tuple[list[tasks_pb2.WatchResponse], int]:
         """The state of each id, in their order, and the oldest revision at which one was read."""
         found: list[tasks_pb2.WatchResponse] = []
         oldest: int | None = None
-        for start in range(0, len(ids), READS_AT_ONCE):
-            some = ids[start : start + READS_AT_ONCE]
+        for start in range(0, len(wanted), READS_AT_ONCE):
+            some = wanted[start : start + READS_AT_ONCE]
             result = await self._etcd.txn(Txn(success=tuple(Range(keys.task(task_id)) for task_id in some)))
             oldest = result.revision if oldest is None else oldest
             for task_id, read in zip(some, result.results, strict=True):
@@ -74,9 +77,9 @@ class WatchCall:
         return found, oldest or 0
 
 
-def _ranges(ids: frozenset[str]) -> Sequence[KeyRange]:
-    if ids and len(ids) <= SINGLE_WATCHES_MAX:
-        return [KeyRange(keys.task(task_id)) for task_id in sorted(ids)]
+def _ranges(wanted_ids: frozenset[str]) -> Sequence[KeyRange]:
+    if wanted_ids and len(wanted_ids) <= SINGLE_WATCHES_MAX:
+        return [KeyRange(keys.task(task_id)) for task_id in sorted(wanted_ids)]
     return [keys.all_tasks()]
 
 

@@ -1,27 +1,30 @@
 """What etcd says this node runs, compared with what it does run.
 
-Watches `/task/status/running/ITSELF/` for touches (a cancel touches the running key) and compares the whole listing on
-a slow tick, so that a lost event or an unknown claim costs time and never correctness.
+Watches `/task/status/running/ITSELF/` for touches (a cancel touches the running key) and compares the whole listing
+with what it believes on a slow tick, so that a lost event or an unknown claim costs time and never correctness.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from etcd import keys
-from etcd.errors import StoreError
+from etcd.errors import RecordCorrupt, StoreError
 from etcd.identity import Identity
-from etcd.port import Etcd
+from etcd.port import Etcd, Event
 from etcd.store import Claim, TaskStore
 from etcd.watch import Listing, list_and_watch
-from node.core import reconcile
+from node.core.model import Outcome, Reason
+from node.core.reconcile import Action, Adopt, Belief, CheckCancel, Forget, GiveBack, Phase, RunningKey, reconcile
 from node.outcomes import StopWhy
 from node.runner import Runner
 
 log = logging.getLogger(__name__)
 
 TICK_S = 5.0
+WRITE_TIMEOUT_S = 5.0
 
 
 class OwnKeys:
@@ -32,7 +35,7 @@ class OwnKeys:
         self._store = store
         self._runner = runner
         self._identity = identity
-        #: Claims sent and not yet answered, by task id: the claimer's. Theirs is not for adoption.
+        #: Tasks whose claim was sent and is not answered: the claimer's to settle.
         self.claiming: set[str] = set()
         #: Keys touched before we held their task: the cancel came before the claim's own answer.
         self._touched: set[str] = set()
@@ -49,27 +52,34 @@ class OwnKeys:
                 await self._reconcile_quietly()
                 continue
             for event in news.events:
-                _, task_id = keys.parse_running(event.kv.key)
-                if event.is_delete:
-                    self._touched.discard(task_id)
-                elif event.kv.version > 1:
-                    await self._touch(task_id)
+                self._take_in(event)
 
-    async def _touch(self, task_id: str) -> None:
-        """The running key was written again: somebody asked for a cancel."""
-        if task_id in self._runner.runs:
-            log.info("task=%s cancel requested", task_id)
-            self._runner.cancel(task_id)
-        else:
+    def _take_in(self, event: Event) -> None:
+        try:
+            task_id = keys.parse_index_key(event.kv.key).task_id
+        except RecordCorrupt as error:
+            log.error("ignored: %s", error)  # noqa: TRY400  (a stranger's key, no defect of ours)
+            return
+        if event.is_delete:
+            self._touched.discard(task_id)
+        elif event.kv.version > 1 and not self._cancel(task_id):
             self._touched.add(task_id)
+
+    def _cancel(self, task_id: str) -> bool:
+        """Somebody asked for its cancel: the running key was written again. False: it is not held here yet."""
+        run = self._runner.runs.get(task_id)
+        if run is None:
+            return False
+        log.info("task=%s attempt=%d cancel requested", task_id, run.task.attempt)
+        run.ask_stop(StopWhy.CANCEL)
+        return True
 
     def claimed(self, claim: Claim) -> None:
         """A claim was won: its task starts, unless its cancel is there already."""
         self._runner.adopt(claim)
         if claim.task.id in self._touched:
             self._touched.discard(claim.task.id)
-            log.info("task=%s cancel was requested before its claim was answered", claim.task.id)
-            self._runner.cancel(claim.task.id)
+            self._cancel(claim.task.id)
 
     async def _tick(self) -> None:
         while True:
@@ -83,28 +93,48 @@ class OwnKeys:
             log.warning("own running keys could not be compared, trying again: %s", error)
 
     async def reconcile(self) -> None:
-        """Compares once and acts: adopts own unknown claims, honours missed cancels, ends what is no longer ours."""
-        before = {task_id: run.claim.fence_revision for task_id, run in self._runner.runs.items()}
-        claiming = frozenset(self.claiming)
-        shown = await self._store.running_of(self._identity.node_id)
-        listed = [reconcile.RunningKey(task_id, kv.create_revision, kv.version) for task_id, kv in shown]
-        for action in reconcile.compare(listed, before, claiming | self.claiming):
+        """Compares once and acts: gives back claims nobody here knows of, honours missed cancels, ends what is no
+        longer ours."""
+        shown, revision = await self._store.running_of(self._identity.node_id)
+        listed = [RunningKey(task_id, kv.create_revision, kv.version) for task_id, kv in shown]
+        for action in reconcile(listed, self._beliefs(), revision=revision):
             await self._act(action)
 
-    async def _act(self, action: reconcile.Action) -> None:
+    def _beliefs(self) -> dict[str, Belief]:
+        beliefs = {task_id: Belief(Phase.CLAIMING) for task_id in self.claiming}
+        for task_id, run in self._runner.runs.items():
+            beliefs[task_id] = Belief(run.phase, run.claim.fence_revision, run.version_checked)
+        return beliefs
+
+    async def _act(self, action: Action) -> None:
         match action:
-            case reconcile.Adopt(task_id=task_id, create_revision=revision):
-                (seen,) = await self._store.read([task_id])
-                if seen is not None and seen.task.owner == self._identity.node_id:
-                    log.info("task=%s adopting a claim whose answer was lost", task_id)
-                    self.claimed(Claim(seen.task, seen.mod_revision, revision, self._identity))
-            case reconcile.CheckCancel(task_id=task_id):
-                (seen,) = await self._store.read([task_id])
-                if seen is not None and seen.task.cancel_requested:
-                    self._runner.cancel(task_id)
-            case reconcile.Forget(task_id=task_id, create_revision=revision):
+            case CheckCancel(task_id, version):
+                await self._check_cancel(task_id, version)
+            case Forget(task_id, fence_revision):
                 run = self._runner.runs.get(task_id)
-                if run is not None and run.claim.fence_revision == revision:
+                if run is not None and run.claim.fence_revision == fence_revision:
                     log.error("task=%s runs here and is not ours any more: ending it", task_id)
-                    # Its write will be refused by the guard. A give back, so that nothing is lost if it is not.
+                    # A give back: the guard refuses it where the claim is gone, and nothing is lost where it is not.
                     run.ask_stop(StopWhy.GIVE_BACK)
+            case Adopt(task_id, fence_revision) | GiveBack(task_id, fence_revision):
+                await self._give_back(task_id, fence_revision)
+
+    async def _check_cancel(self, task_id: str, version: int) -> None:
+        (seen,) = await self._store.read([task_id])
+        run = self._runner.runs.get(task_id)
+        if run is None or seen is None or seen.task.attempt != run.task.attempt:
+            return
+        run.version_checked = version
+        if seen.task.cancel_requested:
+            run.ask_stop(StopWhy.CANCEL)
+
+    async def _give_back(self, task_id: str, fence_revision: int) -> None:
+        """Ours in etcd and without a process here: a claim whose answer was lost with its sender."""
+        claim = await self._store.adopt(task_id, self._identity, timeout_s=WRITE_TIMEOUT_S)
+        if claim is None or claim.fence_revision != fence_revision:
+            return
+        if task_id in self.claiming or task_id in self._runner.runs:
+            return  # known by now
+        log.warning("task=%s is ours in etcd and unknown here: giving it back", task_id)
+        outcome = Outcome(Reason.GIVEN_BACK, detail="the answer of its claim was lost")
+        await self._store.give_back(claim, outcome, started_at=None, now=time.time(), timeout_s=WRITE_TIMEOUT_S)

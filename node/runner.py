@@ -18,7 +18,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from etcd.errors import NoSpace, OutcomeUnknown, StoreUnavailable
@@ -26,7 +26,10 @@ from etcd.store import Claim, TaskStore
 from isolation.client import Sandbox
 from isolation.errors import SandboxFailed, SpawnerDied
 from isolation.spec import BindMount, Limits, SandboxSpec
-from node.core.model import Network, Outcome, Reason, Requirements, Task
+from node.admission import Admission
+from node.core.model import Network, Outcome, Reason, Task
+from node.core.reconcile import Phase
+from node.core.requirements import Ledger
 from node.logs import LogStore, OpenedLog
 from node.outcomes import StopWhy, Verdict, of_end, of_setup_failure
 from node.supervised_spawner import SupervisedSpawner
@@ -48,12 +51,16 @@ class Run:
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
-        self.phase = "held"
+        self.phase = Phase.HELD
         self.stop_why: StopWhy | None = None
         self.sandbox: Sandbox | None = None
         self.started_at: float | None = None
-        #: When the claim was handed to the runner, for the measured rate of starts.
-        self.held_at = time.monotonic()
+        #: Version of the running key at which the record was last looked at for a cancel request.
+        self.version_checked = 1
+        #: Until every process of the sandbox is gone.
+        self.holds_reservation = True
+        #: Its end is written, or refused.
+        self.over = asyncio.Event()
 
     @property
     def task(self) -> Task:
@@ -65,7 +72,7 @@ class Run:
 
     def ask_stop(self, why: StopWhy) -> None:
         """Ends the command now or, where it has not started, instead of starting it. A cancel outranks a give back."""
-        if self.stop_why is StopWhy.CANCEL or self.phase == "ending":
+        if self.stop_why is StopWhy.CANCEL or self.phase is Phase.ENDING:
             return
         first = self.stop_why is None
         self.stop_why = why
@@ -81,6 +88,7 @@ class RunContext:
     cluster_epoch: int
     #: Bound of tasks that ask for no memory limit of their own.
     node_memory_bytes: int
+    admission: Admission
 
 
 class Runner:
@@ -92,6 +100,7 @@ class Runner:
         spawner: SupervisedSpawner,
         logs: LogStore,
         context: RunContext,
+        ledger: Ledger,
         *,
         on_change: Callable[[], None],
     ) -> None:
@@ -99,15 +108,21 @@ class Runner:
         self._spawner = spawner
         self._logs = logs
         self._context = context
+        #: Reservations: a run's is given back when none of its processes is left.
+        self._ledger = ledger
         #: Called whenever capacity has become free.
         self._on_change = on_change
         self._group: asyncio.TaskGroup | None = None
         self.runs: dict[str, Run] = {}
-        #: Runs whose processes are not gone yet: exactly these hold a reservation.
-        self._reserved: dict[str, Requirements] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._gone = asyncio.Event()
+        self._gone.set()
+        self._unstarted = 0
+        self._alive = 0
         self.paused_until = 0.0
+        #: The lease is gone: nothing is written any more (the guards would refuse it), only waited for.
+        self.is_lost = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Owns the runs until `stop` is set and the last one has ended; cancelled, it drops them all."""
@@ -116,37 +131,24 @@ class Runner:
             await stop.wait()
             await self._idle.wait()
 
-    @property
-    def reserved(self) -> Iterable[Requirements]:
-        return self._reserved.values()
-
-    @property
-    def reserved_count(self) -> int:
-        return len(self._reserved)
-
     def adopt(self, claim: Claim) -> Run:
-        """Takes over a won claim and starts it. A task that is already held here is left alone."""
+        """Takes over a won claim and starts it. The same claim twice is one run."""
         known = self.runs.get(claim.task.id)
-        if known is not None:
+        if known is not None and known.claim.fence_revision == claim.fence_revision:
             return known
         if self._group is None:
             raise RuntimeError("the runner is not running")
         run = Run(claim)
         self.runs[claim.task.id] = run
-        self._reserved[claim.task.id] = claim.task.spec.requirements
+        self._ledger.adopt(claim.task.id, claim.task.spec.requirements)
         self._idle.clear()
+        self._gone.clear()
+        self._unstarted += 1
+        self._alive += 1
         if claim.task.cancel_requested:
             run.ask_stop(StopWhy.CANCEL)
-        self._group.create_task(self._run(run), name=f"run {claim.task.id}")
+        self._group.create_task(self._run(run, known), name=f"run {claim.task.id}")
         return run
-
-    def cancel(self, task_id: str) -> bool:
-        """Its cancel was requested. False: it is not held here (yet)."""
-        run = self.runs.get(task_id)
-        if run is None:
-            return False
-        run.ask_stop(StopWhy.CANCEL)
-        return True
 
     def give_back_all(self, which: Callable[[Task], bool]) -> None:
         """Asks every run that `which` picks to end and be given back."""
@@ -154,27 +156,66 @@ class Runner:
             if which(run.task):
                 run.ask_stop(StopWhy.GIVE_BACK)
 
-    async def _run(self, run: Run) -> None:
+    @property
+    def unstarted(self) -> int:
+        """Claims won whose sandbox is not started yet."""
+        return self._unstarted
+
+    async def wait_gone(self) -> None:
+        """Returns when no process of any run is left."""
+        await self._gone.wait()
+
+    def kill_all(self) -> None:
+        """No more grace."""
+        for run in self.runs.values():
+            if run.sandbox is not None:
+                run.sandbox.kill()
+
+    async def wait_idle(self) -> None:
+        """Returns when nothing runs and every end is written."""
+        await self._idle.wait()
+
+    async def _run(self, run: Run, earlier: Run | None) -> None:
+        if earlier is not None:
+            # Our own give back was applied, and the task claimed here again, before its answer came.
+            await earlier.over.wait()
         try:
             verdict, outcome = await self._attempt(run)
-            run.phase = "ending"
             self._release(run)
-            await self._write_end(run, verdict, outcome)
+            run.phase = Phase.ENDING
+            if not self.is_lost:
+                await self._write_end(run, verdict, outcome)
         finally:
             self._release(run)
-            self.runs.pop(run.task.id, None)
+            run.over.set()
+            if self.runs.get(run.task.id) is run:
+                del self.runs[run.task.id]
             if not self.runs:
                 self._idle.set()
 
     def _release(self, run: Run) -> None:
-        if self._reserved.pop(run.task.id, None) is not None:
+        if run.holds_reservation:
+            run.holds_reservation = False
+            self._started(run)
+            self._alive -= 1
+            if self._alive == 0:
+                self._gone.set()
+            self._ledger.release(run.task.id)
             self._on_change()
+
+    def _started(self, run: Run) -> None:
+        if run.phase is Phase.HELD:
+            self._unstarted -= 1
+            run.phase = Phase.RUNNING
 
     async def _attempt(self, run: Run) -> tuple[Verdict, Outcome]:
         """Runs the command; returns when no process of it is left."""
         task = run.task
         if run.stop_why is not None:
             return self._stopped_before_start(run)
+        if refused := self._context.admission.violations(task.spec):
+            detail = "; ".join(f"{v.field}: {v.message}" for v in refused)
+            return Verdict.FINISH, Outcome(Reason.SETUP_FAILED, step="admission", detail=f"admission: {detail}")
         try:
             files = self._open_files(task)
         except OSError as error:
@@ -198,7 +239,7 @@ class Runner:
             return await self._after_spawner_death(run, died)
         finally:
             files.close()
-        run.phase = "running"
+        self._started(run)
         run.started_at = run.sandbox.started.started_at
         if run.stop_why is not None:  # asked for while the sandbox was being made
             run.sandbox.stop(run.grace_s)
@@ -242,11 +283,9 @@ class Runner:
         write, now = writes[verdict], time.time()
 
         async def once() -> Task | None:
-            return await write(
-                run.claim, outcome, started_at=run.started_at, now=now, timeout_s=WRITE_TIMEOUT_S
-            )
+            return await write(run.claim, outcome, started_at=run.started_at, now=now, timeout_s=WRITE_TIMEOUT_S)
 
-        after = await until_answered(once, f"{verdict.value} of task {run.task.id}")
+        after = await self._until_answered(once, f"{verdict.value} of task {run.task.id}")
         log.info(
             "task=%s attempt=%d fence=%d %s: %s",
             run.task.id,
@@ -255,6 +294,20 @@ class Runner:
             f"now {after.status.value}" if after else "refused, no longer mine",
             outcome.detail or outcome.reason.value,
         )
+
+    async def _until_answered(self, once: Callable[[], Awaitable[Task | None]], what: str) -> Task | None:
+        """Does `once` until etcd has answered it, since nothing else settles an unknown outcome, or the lease is lost
+        (None): then the guards refuse it for good."""
+        delay_s = 0.05
+        while not self.is_lost:
+            try:
+                return await once()
+            except (OutcomeUnknown, StoreUnavailable, NoSpace) as error:
+                log.warning("%s is not settled yet, trying again: %s", what, error)
+            # Jitter: the runs of a node must not all come back at the same moment.
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))  # noqa: S311  (not for secrets)
+            delay_s = min(delay_s * 2, RETRY_DELAY_MAX_S)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,16 +371,3 @@ def sandbox_spec(task: Task, claim: Claim, context: RunContext) -> SandboxSpec:
         timeout_s=spec.timeout_s,
         grace_s=spec.grace_s,
     )
-
-
-async def until_answered(once: Callable[[], Awaitable[Task | None]], what: str) -> Task | None:
-    """Does `once` until etcd has answered it: an unknown outcome is settled by nothing else."""
-    delay_s = 0.05
-    while True:
-        try:
-            return await once()
-        except (OutcomeUnknown, StoreUnavailable, NoSpace) as error:
-            log.warning("%s is not settled yet, trying again: %s", what, error)
-        # Jitter: the runs of a node must not all come back at the same moment.
-        await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))  # noqa: S311  (not for secrets)
-        delay_s = min(delay_s * 2, RETRY_DELAY_MAX_S)

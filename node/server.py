@@ -104,7 +104,9 @@ def _bind_tcp(server: grpc.aio.Server, listen: Listen) -> None:
 
 
 def _in_use(address: str) -> str:
-    return f"cannot listen on {address}: another program has that address, or this host has not; choose another --listen"
+    return (
+        f"cannot listen on {address}: another program has that address, or this host has not; choose another --listen"
+    )
 
 
 def credentials(trust: Trust) -> grpc.ServerCredentials:

@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable, Mapping
 
-from etcd import keys
-from etcd.errors import StoreError
+from etcd import codec, keys
+from etcd.errors import RecordCorrupt, StoreError
 from etcd.identity import Identity
-from etcd.port import Etcd
+from etcd.port import Etcd, KeyValue, WatchBatch
 from etcd.store import TaskStore
 from etcd.watch import Listing, list_and_watch
-from node.core import sweep
+from node.core.model import Capacity
+from node.core.sweep import Orphan, plan_sweep
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +37,12 @@ class Sweeper:
         self._etcd = etcd
         self._store = store
         self._identity = identity
-        #: Node ids whose keys are there, as the watch last told. Our own is there as long as we are.
-        self.live: frozenset[str] = frozenset({identity.node_id})
+        #: Live nodes and their capacity, as the watch last told.
+        self.nodes: dict[str, Capacity] = {}
+        #: Called when they have changed.
+        self.on_nodes: Callable[[Mapping[str, Capacity]], None] = lambda _: None
+        #: When each node that is gone was first missed (monotonic).
+        self._gone_since: dict[str, float] = {}
         self._look = asyncio.Event()
 
     async def run(self) -> None:
@@ -46,21 +52,28 @@ class Sweeper:
             group.create_task(self._sweep_on_demand(), name="sweep")
 
     async def _follow_nodes(self) -> None:
-        live: set[str] = set()
-        async for news in list_and_watch(self._etcd, keys.all_nodes(), keys_only=True):
+        async for news in list_and_watch(self._etcd, keys.all_nodes()):
             if isinstance(news, Listing):
-                live = {keys.parse_node(kv.key) for kv in news.kvs}
+                self.nodes = {}
+                for kv in news.kvs:
+                    self._take_in(kv)
                 self._look.set()
-            else:
-                for event in news.events:
-                    node_id = keys.parse_node(event.kv.key)
-                    if event.is_delete:
-                        log.info("node=%s is gone", node_id)
-                        live.discard(node_id)
-                        self._look.set()
-                    else:
-                        live.add(node_id)
-            self.live = frozenset(live)
+            for event in news.events if isinstance(news, WatchBatch) else ():
+                if event.is_delete:
+                    log.info("node=%s is gone", event.kv.key.decode().removeprefix("/node/"))
+                    self.nodes.pop(keys.parse_node(event.kv.key), None)
+                    self._look.set()
+                else:
+                    self._take_in(event.kv)
+            self.on_nodes(self.nodes)
+
+    def _take_in(self, kv: KeyValue) -> None:
+        try:
+            node = codec.decode_node(kv.key, kv.value)
+        except RecordCorrupt as error:
+            log.error("ignored: %s", error)  # noqa: TRY400  (a stranger's key, no defect of ours)
+        else:
+            self.nodes[node.id] = node.capacity
 
     async def _sweep_on_demand(self) -> None:
         while True:
@@ -70,22 +83,25 @@ class Sweeper:
                 log.warning("sweep did not get through, trying again: %s", error)
                 again_s = 1.0
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), min(again_s, TICK_S))
+                await asyncio.wait_for(self._look.wait(), again_s)
             self._look.clear()
 
     async def sweep(self) -> float:
         """Requeues the orphans that are ours to requeue now; gives the seconds until it should look again."""
-        running = await self._store.running_at_one_revision()
-        plan = sweep.plan(running.nodes, running.tasks, self._identity.node_id)
-        limit = asyncio.Semaphore(AT_ONCE)
+        seen = await self._store.running_at_one_revision()
+        now = time.monotonic()
+        plan = plan_sweep(
+            seen.nodes,
+            seen.tasks,
+            self._identity.node_id,
+            known_gone_for_s={node_id: now - since for node_id, since in self._gone_since.items()},
+        )
+        self._gone_since = {node_id: self._gone_since.get(node_id, now) for node_id in plan.gone}
+        for start in range(0, len(plan.requeue), AT_ONCE):
+            await asyncio.gather(*map(self._requeue, plan.requeue[start : start + AT_ONCE]))
+        return TICK_S if plan.look_again_after_s is None else min(TICK_S, plan.look_again_after_s)
 
-        async def requeue(task_id: str, node_id: str) -> None:
-            async with limit:
-                after = await self._store.requeue(
-                    task_id, node_id, now=time.time(), timeout_s=REQUEUE_TIMEOUT_S
-                )
-                if after is not None:
-                    log.info("task=%s requeued from node=%s, now %s", task_id, node_id, after.status.value)
-
-        await asyncio.gather(*(requeue(task_id, node_id) for node_id, task_id in plan.now))
-        return plan.look_again_s
+    async def _requeue(self, orphan: Orphan) -> None:
+        after = await self._store.requeue(orphan.task_id, orphan.node_id, now=time.time(), timeout_s=REQUEUE_TIMEOUT_S)
+        if after is not None:
+            log.info("task=%s requeued from node=%s, now %s", orphan.task_id, orphan.node_id, after.status.value)

@@ -1,0 +1,224 @@
+"""Claims queued tasks: follows the queue, asks the policy (`node/core/claim.py`), sends the claims, hands on what was won.
+
+A task under claim is out of the queue's view and booked in the ledger from before its claim is sent until its sandbox
+is empty, so that capacity is never promised twice, whatever becomes of an answer. A claim whose outcome is unknown is
+sent again until it is answered; meanwhile its booking stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from etcd import codec, keys
+from etcd.errors import OutcomeUnknown, RecordCorrupt, StoreError
+from etcd.identity import Identity
+from etcd.port import Etcd, KeyValue, WatchBatch
+from etcd.store import TaskStore, Versioned
+from etcd.watch import Listing, list_and_watch
+from node.core.claim import NOTHING, ClaimPlan, Situation, plan_claims
+from node.core.ids import uuid7_time
+from node.core.model import Capacity, Requirements, Status
+from node.core.queue_view import Offer, QueueView
+from node.core.requirements import Ledger
+from node.own_keys import OwnKeys
+from node.rates import Rate, Smoothed
+from node.runner import Runner
+
+log = logging.getLogger(__name__)
+
+CLAIM_TIMEOUT_S = 5.0
+#: While claims are closed (stopping, at risk, host in trouble), how often to see whether they are open again.
+CLOSED_LOOK_S = 0.25
+#: After the store failed to answer, before the same tasks are tried again.
+RETRY_DELAY_S = 0.5
+
+
+class Claimer:
+    """The claiming duty of one incarnation."""
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        store: TaskStore,
+        identity: Identity,
+        ledger: Ledger,
+        runner: Runner,
+        own_keys: OwnKeys,
+        *,
+        queue_window: int,
+        is_open: Callable[[], bool],
+        wake: asyncio.Event,
+    ) -> None:
+        self._etcd = etcd
+        self._store = store
+        self._identity = identity
+        self._ledger = ledger
+        self._runner = runner
+        self._own_keys = own_keys
+        self._is_open = is_open
+        #: Set whenever a new decision may come out differently: queue, capacity or peers have changed.
+        self._wake = wake
+        self._view = QueueView(identity.node_id, ledger.capacity, limit=queue_window)
+        self._round_trip = Smoothed()
+        self._starts = Rate()
+        self._under_way = 0
+
+    def set_nodes(self, nodes: Mapping[str, Capacity]) -> None:
+        """The live nodes, as the sweeper sees them."""
+        self._view.set_nodes(dict(nodes))
+        self._wake.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Claims until `stop`; returns when every claim sent has been answered and handed on."""
+        async with asyncio.TaskGroup() as group:
+            following = group.create_task(self._follow_queue(), name="queue")
+            deciding = group.create_task(self._decide(group), name="claims")
+            await stop.wait()
+            following.cancel()
+            deciding.cancel()
+
+    async def _follow_queue(self) -> None:
+        while True:
+            async with contextlib.aclosing(list_and_watch(self._etcd, keys.queued())) as queue:
+                async for news in queue:
+                    self._take_in(news)
+                    self._wake.set()
+                    if self._view.needs_listing:
+                        break  # most of a truncated window is used up
+
+    def _take_in(self, news: Listing | WatchBatch) -> None:
+        now = time.monotonic()
+        if isinstance(news, Listing):
+            self._view.reset((found for kv in news.kvs if (found := _queued(kv)) is not None), now=now)
+            return
+        for event in news.events:
+            found = _queued(event.kv)
+            if found is None:
+                continue
+            task_id, requirements, age_s = found
+            if event.is_delete:
+                self._view.remove(task_id)
+            else:
+                self._view.add(task_id, requirements, now=now, age_s=age_s)
+
+    async def _decide(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            self._wake.clear()
+            plan = self._plan()
+            if plan.claim:
+                offers = [offer for task_id in plan.claim if (offer := self._book(task_id)) is not None]
+                self._under_way += len(offers)
+                group.create_task(self._claim(offers), name="claim")
+            else:
+                await self._wait(plan.look_again_at)
+
+    def _plan(self) -> ClaimPlan:
+        now = time.monotonic()
+        if not self._is_open() or now < self._runner.paused_until:
+            return ClaimPlan(look_again_at=now + CLOSED_LOOK_S)
+        if not len(self._view):
+            return NOTHING
+        situation = Situation(
+            now=now,
+            free=self._ledger.free,
+            load=self._ledger.load,
+            unstarted=self._under_way + self._runner.unstarted,
+            start_rate_per_s=self._starts.per_s(now),
+            round_trip_s=self._round_trip.value,
+        )
+        return plan_claims(self._view, situation)
+
+    async def _wait(self, until: float | None) -> None:
+        timeout_s = None if until is None else max(0.0, until - time.monotonic())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), timeout_s)
+
+    def _book(self, task_id: str) -> Offer | None:
+        """Takes the offer out of the view and reserves what it needs."""
+        offer = self._view.remove(task_id)
+        if offer is None or not self._ledger.take(task_id, offer.requirements):
+            return None
+        self._own_keys.claiming.add(task_id)
+        return offer
+
+    async def _claim(self, offers: Sequence[Offer]) -> None:
+        """Reads the records and claims them; every offer ends won, lost or back in the view."""
+        started = time.monotonic()
+        try:
+            records = await self._store.read([offer.task_id for offer in offers])
+        except StoreError as error:
+            await self._try_later(offers, error)
+            return
+        waiting: list[tuple[Offer, Versioned]] = []
+        for offer, seen in zip(offers, records, strict=True):
+            if seen is not None and seen.task.status is Status.QUEUED:
+                waiting.append((offer, seen))
+            else:
+                self._lost(offer)
+        while waiting:
+            waiting = await self._send(waiting)
+        self._round_trip.add(time.monotonic() - started)
+
+    async def _send(self, waiting: Sequence[tuple[Offer, Versioned]]) -> list[tuple[Offer, Versioned]]:
+        """Sends these claims once; gives those whose outcome is unknown: they may be ours, and only the same guarded
+        transaction, sent again, tells."""
+        answers = await self._store.claim_many(
+            [seen for _, seen in waiting], self._identity, now=time.time(), timeout_s=CLAIM_TIMEOUT_S
+        )
+        unknown: list[tuple[Offer, Versioned]] = []
+        failed: list[Offer] = []
+        error: StoreError | None = None
+        for (offer, seen), answer in zip(waiting, answers, strict=True):
+            if isinstance(answer, OutcomeUnknown):
+                unknown.append((offer, seen))
+            elif isinstance(answer, StoreError):
+                failed.append(offer)
+                error = answer
+            elif answer is None:
+                self._lost(offer)
+            else:
+                self._settle(offer)
+                self._starts.add(time.monotonic())
+                self._own_keys.claimed(answer)
+        if unknown:
+            log.warning("%d claims are not settled yet, sending them again", len(unknown))
+        if error is not None:
+            await self._try_later(failed, error)
+        self._wake.set()
+        return unknown
+
+    def _lost(self, offer: Offer) -> None:
+        """Another was faster, or it was canceled."""
+        self._settle(offer)
+        self._ledger.release(offer.task_id)
+        self._wake.set()
+
+    async def _try_later(self, offers: Sequence[Offer], error: StoreError) -> None:
+        log.warning("%d tasks could not be claimed, trying again: %s", len(offers), error)
+        await asyncio.sleep(RETRY_DELAY_S)
+        now = time.monotonic()
+        for offer in offers:
+            self._settle(offer)
+            self._ledger.release(offer.task_id)
+            self._view.add(offer.task_id, offer.requirements, now=now, age_s=offer.age_s(now))
+        self._wake.set()
+
+    def _settle(self, offer: Offer) -> None:
+        self._under_way -= 1
+        self._own_keys.claiming.discard(offer.task_id)
+
+
+def _queued(kv: KeyValue) -> tuple[str, Requirements, float] | None:
+    """Id, requirements and age in seconds of a queued key; None for what is none of ours."""
+    try:
+        task_id = keys.parse_index_key(kv.key).task_id
+        requirements = codec.requirements_of_offer(kv.value)
+    except RecordCorrupt as error:
+        log.error("ignored: %s", error)  # noqa: TRY400  (a stranger's key, no defect of ours)
+        return None
+    made_at = uuid7_time(task_id)
+    return task_id, requirements, max(0.0, time.time() - made_at) if made_at is not None else 0.0

@@ -1,0 +1,153 @@
+"""One life of this node in the cluster: from its lease to the loss of it.
+
+An incarnation has an id, a lease and a key of its own; everything it writes as an owner is guarded by that key. When
+the lease is lost nothing of it is saved: its sandboxes are killed, its runs discarded, and the node comes back as
+another incarnation. Order of its end:
+
+    stop in order   no more claims; tasks are ended and given back (those that may not run again are waited for);
+                    then the lease is revoked
+    lost            the spawner kills; the runs end without writing; a new incarnation begins
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from etcd.identity import Identity
+from etcd.port import Etcd
+from etcd.store import TaskStore
+from node.claimer import Claimer
+from node.core.lifecycle import may_run_again
+from node.core.model import Capacity, Task
+from node.core.requirements import Ledger
+from node.logs import LogStore
+from node.own_keys import OwnKeys
+from node.runner import RunContext, Runner
+from node.session import Session
+from node.supervised_spawner import SupervisedSpawner
+from node.sweeper import Sweeper
+
+log = logging.getLogger(__name__)
+
+#: At a stop: how long claims under way may take to be answered, and the last ends to be written.
+CLAIMS_END_MAX_S = 5.0
+LAST_WRITES_MAX_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an incarnation works with; outlives it."""
+
+    etcd: Etcd
+    store: TaskStore
+    spawner: SupervisedSpawner
+    logs: LogStore
+    context: RunContext
+    capacity: Capacity
+    queue_window: int
+    stop_wait_s: float
+
+
+class Incarnation:
+    """The duties of one incarnation. `live` is its whole life."""
+
+    def __init__(self, around: Surroundings, session: Session, identity: Identity) -> None:
+        self._around = around
+        self._session = session
+        self.identity = identity
+        self.ledger = Ledger(around.capacity)
+        self._wake = asyncio.Event()
+        self.runner = Runner(
+            around.store, around.spawner, around.logs, around.context, self.ledger, on_change=self._wake.set
+        )
+        self._sweeper = Sweeper(around.etcd, around.store, identity)
+        self._own_keys = OwnKeys(around.etcd, around.store, self.runner, identity)
+        self._claimer = Claimer(
+            around.etcd,
+            around.store,
+            identity,
+            self.ledger,
+            self.runner,
+            self._own_keys,
+            queue_window=around.queue_window,
+            is_open=self._may_claim,
+            wake=self._wake,
+        )
+        self.is_draining = False
+        self._sweeper.on_nodes = self._claimer.set_nodes
+
+    @property
+    def is_at_risk(self) -> bool:
+        """The fence deadline has passed and nobody knows yet whether the lease lives: tasks are frozen."""
+        return self._session.is_at_risk
+
+    def _may_claim(self) -> bool:
+        return not self.is_draining and self._around.spawner.is_up and not self._session.is_at_risk
+
+    async def live(self, stop: asyncio.Event, hurry: asyncio.Event) -> str | None:
+        """Lives until `stop` (None) or until the lease is lost (why). `hurry` cuts an ordered stop short."""
+        no_claims, over = asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            runs = group.create_task(self.runner.run(over), name="runner")
+            duties = [
+                group.create_task(self._own_keys.run(), name="own keys"),
+                group.create_task(self._sweeper.run(), name="sweeper"),
+            ]
+            claims = group.create_task(self._claimer.run(no_claims), name="claimer")
+            lost = group.create_task(self._session.wait_lost(), name="session")
+            stopping = group.create_task(stop.wait(), name="stop")
+            await asyncio.wait([lost, stopping], return_when=asyncio.FIRST_COMPLETED)
+            self.is_draining = True
+            no_claims.set()
+            # Claims under way are answered first: what they win is given back too.
+            await asyncio.wait([claims, lost], timeout=CLAIMS_END_MAX_S, return_when=asyncio.FIRST_COMPLETED)
+            if not lost.done():
+                await self._drain(lost, hurry)
+            why = lost.result() if lost.done() else None
+            if why is not None:
+                await self._discard(why)
+            over.set()
+            for task in (claims, lost, stopping, *duties, *([runs] if why is not None else [])):
+                task.cancel()
+        return why
+
+    async def _drain(self, lost: asyncio.Task[str], hurry: asyncio.Event) -> None:
+        """Ends and gives back what may run again at once, the rest after it had its time. Returns early when the
+        lease is lost; when etcd does not take the ends in time, the next start requeues what is left."""
+        runner = self.runner
+        again = sum(self._may_run_again(run.task) for run in runner.runs.values())
+        log.info("stopping: giving back %d tasks, waiting for %d", again, len(runner.runs) - again)
+        runner.give_back_all(self._may_run_again)
+        idle = asyncio.create_task(runner.wait_idle(), name="idle")
+        hurried = asyncio.create_task(hurry.wait(), name="hurry")
+        try:
+            await _first_of(idle, hurried, lost, timeout_s=self._around.stop_wait_s)
+            if not idle.done() and not lost.done():
+                runner.give_back_all(lambda _: True)
+                await _first_of(idle, hurried, lost, timeout_s=None)
+                runner.kill_all()
+                await _first_of(idle, lost, timeout_s=LAST_WRITES_MAX_S)
+            if not idle.done():
+                runner.is_lost = True
+        finally:
+            idle.cancel()
+            hurried.cancel()
+            await asyncio.wait([idle, hurried])
+
+    @staticmethod
+    def _may_run_again(task: Task) -> bool:
+        return may_run_again(task, started=True)
+
+    async def _discard(self, why: str) -> None:
+        """Returns when no process of this incarnation is left."""
+        log.error("node=%s lost its lease: %s; killing %d tasks", self.identity.node_id, why, len(self.runner.runs))
+        self.runner.is_lost = True
+        self._around.spawner.fence()
+        await self.runner.wait_gone()
+
+
+async def _first_of(*tasks: asyncio.Task[Any], timeout_s: float | None) -> None:
+    await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
