@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -37,8 +36,8 @@ def no_leaks() -> Iterator[None]:
         time.sleep(0.05)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if any(part in _CHECKED for part in Path(item.path).parts):
-            # First in the list: set up before, and so torn down after, the test's own fixtures.
-            item.fixturenames.insert(0, "no_leaks")  # type: ignore[attr-defined]  # of pytest.Function
+@pytest.fixture(autouse=True)
+def _no_leaks_of_live_tests(request: pytest.FixtureRequest) -> None:
+    # Autouse: set up before, and so torn down after, the test's own fixtures; those of a whole session come earlier.
+    if any(part in _CHECKED for part in request.path.parts):
+        request.getfixturevalue("no_leaks")

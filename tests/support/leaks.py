@@ -42,7 +42,7 @@ class Belongings:
             except psutil.NoSuchProcess:
                 continue
         return cls(
-            threads=frozenset(thread for thread in threading.enumerate() if not thread.daemon),
+            threads=frozenset(filter(_is_told, threading.enumerate())),
             descriptors=_descriptors(),
             children=frozenset(children),
             mounts=frozenset(_mount_points()),
@@ -56,6 +56,11 @@ class Belongings:
         leaks += [f"process {pid[0]}: {self._names[pid]}" for pid in self.children - before.children]
         leaks += [f"mount at {place}" for place in self.mounts - before.mounts]
         return sorted(leaks)
+
+
+def _is_told(thread: threading.Thread) -> bool:
+    # asyncio's executor ends with its loop, which pytest-asyncio closes after the fixtures.
+    return not thread.daemon and not thread.name.startswith("asyncio_")
 
 
 def _descriptors() -> Counter[str]:
