@@ -10,8 +10,8 @@ Theory
   claims at once, the others wait step x floor(log2(1 + rank)) from when they saw it. A step outlasts a claim and the
   news of it: 20 ms when the queue trickles, 100 ms under a backlog, more where etcd is slow. A node that is alone
   never waits.
-* **Load.** The wait grows with the node's load, so that a busy node lets idle ones go first, and shrinks with the
-  task's age.
+* **Load.** The wait grows with the node's load, so that a busy one lets idle ones go first, and shrinks with the task's
+  age.
 * **Backlog.** There, all waits are over, and everybody could race for the oldest tasks. So a node looks at a horizon of
   the oldest offers and takes those for which it has the lowest rank first; every second that one has been passed over
   lowers its rank by a step, so none is passed over for long.
@@ -41,8 +41,9 @@ class ClaimSettings:
     round_trips_per_step: float = 3.0
     #: More queued tasks than this for each live node are a backlog.
     backlog_tasks_per_node: int = 16
-    #: Steps that a fully loaded node lets pass, on top of its rank's.
+    #: Steps that a fully loaded node lets pass, on top of its rank's; fewer below, and none below this load.
     load_steps: float = 2.0
+    busy_from_load: float = 0.5
     #: A task of this age waits for no rank.
     patience_s: float = 30.0
     #: Being passed over for so long lowers a task's rank by a step.
@@ -104,7 +105,8 @@ def claim_wait_s(steps: int, age_s: float, load: float, step_s: float, settings:
     The wait shrinks as the task gets older, down to nothing at patience_s: w is the wait at age 0, and t is the
     moment when t = w x (1 - (age + t) / patience).
     """
-    wait = step_s * (steps + settings.load_steps * min(max(load, 0.0), 1.0))
+    busy = max(0.0, min(load, 1.0) - settings.busy_from_load) / (1.0 - settings.busy_from_load)
+    wait = step_s * (steps + settings.load_steps * busy)
     return wait * max(0.0, 1.0 - age_s / settings.patience_s) / (1.0 + wait / settings.patience_s)
 
 
@@ -140,6 +142,7 @@ class _Planner:
         self._view = view
         self._now = situation.now
         self._load = situation.load
+        self._unstarted = situation.unstarted
         self._settings = settings
         self._free = situation.free
         self._picked: dict[str, None] = {}
@@ -182,11 +185,19 @@ class _Planner:
             if self._held is None or offer.task_id < self._held.task_id:
                 self._held = offer
 
+    def _horizon(self, kinds: list[Kind], wanted: int) -> int:
+        """How many of the oldest offers to look at."""
+        peers = max(kind.place.count for kind in kinds)
+        if peers == 1:
+            return wanted  # no choice needed
+        # Peers are supposed to be claiming as much as this node: about half of these may be gone already, and of the
+        # rest twice as many as needed have rank 0 here. What is further back is not passed over yet.
+        room = min(wanted, max(self._free.times(kind.needs) for kind in kinds))
+        return min(4 * peers * (room + self._unstarted), self._settings.horizon_max)
+
     def _due(self, kinds: list[Kind], wanted: int) -> list[Offer]:
         """Offers at the front whose wait is over, those that this node is to take first in front."""
-        peers = max(kind.place.count for kind in kinds)
-        # About 2 x wanted of these have rank 0 here. One that is alone needs no choice.
-        horizon = min(2 * wanted * peers, self._settings.horizon_max) if peers > 1 else wanted
+        horizon = self._horizon(kinds, wanted)
         due: list[tuple[int, str, Offer]] = []
         looked_at = 0
         for offer in self._view.oldest_first(kinds):

@@ -46,8 +46,9 @@ class Offer:
     age_when_seen_s: float
     #: When the policy first had it before it and could have held it, had there been room; None: not yet.
     front_at: float | None = None
-    #: `task_point`, computed when first needed (a node that is alone never does).
-    point: int | None = None
+    #: Steps, and the place that they were computed for (a node that is alone never does).
+    _steps: int = 0
+    _steps_at: Place | None = None
 
     def age_s(self, now: float) -> float:
         return self.age_when_seen_s + max(0.0, now - self.seen_at)
@@ -57,9 +58,9 @@ class Offer:
         place = self.kind.place
         if place.count == 1:
             return 0
-        if self.point is None:
-            self.point = task_point(self.task_id)
-        return place.steps(self.point)
+        if self._steps_at is not place:
+            self._steps_at, self._steps = place, place.steps(task_point(self.task_id))
+        return self._steps
 
 
 class QueueView:

@@ -13,6 +13,7 @@ Pids and disk rates are limits of the task alone; nodes do not lend them.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -41,6 +42,12 @@ class Reservation:
         return (other.milli_cpu <= 0 or other.milli_cpu <= self.milli_cpu) and (
             other.memory_bytes <= 0 or other.memory_bytes <= self.memory_bytes
         )
+
+    def times(self, other: Reservation) -> int:
+        """How many of `other` have room in this together; a very large number where it needs nothing."""
+        cpu = max(0, self.milli_cpu) // other.milli_cpu if other.milli_cpu > 0 else sys.maxsize
+        memory = max(0, self.memory_bytes) // other.memory_bytes if other.memory_bytes > 0 else sys.maxsize
+        return min(cpu, memory)
 
     def left_after_holding(self, other: Reservation) -> Reservation:
         """What may be given away while everything free is saved up for `other`."""
