@@ -24,7 +24,7 @@ check: setup ## Report: lint, format, types, drift of the stubs, layout and impo
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	scripts/protos.sh --check
-	$(PYTEST) -q tests/unit/test_layout.py
+	$(PYTEST) -q tests/unit/test_imports.py tests/unit/test_layout.py tests/unit/test_packaging.py
 
 fix: setup ## Repair what can be repaired by a program: lint, format, stubs
 	$(BIN)/ruff check --fix .
