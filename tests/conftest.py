@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.leaks import Belongings
 
+pytest_plugins = ["tests.support.etcd_process"]
+
 #: In these, every test is checked: they start processes and mount things.
 _CHECKED = ("node_live", "isolation_live")
 

@@ -272,6 +272,7 @@ class FakeWatch:
         return self
 
     async def __anext__(self) -> WatchBatch:
+        await asyncio.sleep(0)  # where a cancellation may strike, as in the real one
         while True:
             if not self._etcd.is_cut:
                 self._fill()
