@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pilfer.errors import ServerFailure as ServerFailure
     from pilfer.errors import TimedOut as TimedOut
     from pilfer.errors import Unavailable as Unavailable
+    from pilfer.ids import new_task_id as new_task_id
     from pilfer.sync import Client as Client
     from pilfer.types import Attempt as Attempt
     from pilfer.types import CancelResult as CancelResult
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "pilfer.aio": ("AsyncClient",),
     "pilfer.sync": ("Client",),
+    "pilfer.ids": ("new_task_id",),
     "pilfer.errors": (
         "AlreadyExists",
         "FieldViolation",

@@ -39,6 +39,10 @@ _OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.enable_retries", 0),
     # A node is spoken to directly; http_proxy in the environment is meant for the web.
     ("grpc.enable_http_proxy", 0),
+    # A peer that is gone without a word is noticed during a long watch, too. Nodes allow a ping every 5 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
     # While a node restarts, a new connection is tried at the pace of the client's retries; the default grows to 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),

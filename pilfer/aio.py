@@ -1,7 +1,7 @@
 """The client for asyncio, and the logic of both clients.
 
 Retries: a call that no node answers is repeated until `patience_s` or the deadline is over, with the same request.
-That never makes a task twice, because every task has its id before it is sent first (`pilfer/_ids.py`).
+That never makes a task twice, because every task has its id before it is sent first (`pilfer/ids.py`).
 
 Streams (watch, wait, log) resume after a broken connection where they were. Revisions order a watch: all events of
 lower revisions have come before one of a higher; several tasks may share one revision, so it goes on from the last
@@ -23,10 +23,10 @@ from google.protobuf.message import Message
 
 from pilfer import _convert, _transport
 from pilfer._convert import Submission
-from pilfer._ids import new_task_id
 from pilfer._retry import Patience
 from pilfer.address import find_target
 from pilfer.errors import FieldViolation, InvalidRequest, NotFound, PilferError, RevisionGone, TimedOut, Unavailable
+from pilfer.ids import new_task_id
 from pilfer.types import (
     CancelResult,
     LogChunk,

@@ -1,0 +1,31 @@
+"""`node config`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from node.cli.node_options import with_settings
+from node.cli.output import json_line, table
+from node.cli.parameters import json_option
+
+if TYPE_CHECKING:
+    from node.config import Settings
+
+
+@click.command("config")
+@with_settings
+@json_option
+def command(settings: Settings, as_json: bool) -> None:
+    """Show a node's settings and where each comes from: flag, PILFER_*, file, default.
+
+    Values are written as they can be given; an empty one is found out at start.
+    """
+    from node.config import describe
+
+    if as_json:
+        for key, value, origin in describe(settings):
+            json_line({"setting": key, "value": value, "origin": origin})
+    else:
+        table(("setting", "value", "origin"), describe(settings))

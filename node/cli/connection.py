@@ -1,0 +1,65 @@
+"""How the verbs reach a node: the options for it, and the client they get."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+import click
+
+from pilfer.address import UnixTarget
+from pilfer.errors import NotAllowed, Unavailable
+
+if TYPE_CHECKING:
+    from pilfer.sync import Client
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: How long a verb tries while no node answers: a node that restarts is back within 3 s.
+PATIENCE_S = 5.0
+
+
+def with_client(function: Callable[Concatenate[Client, P], R]) -> Callable[..., R]:
+    """Adds --address, --certs and --insecure, and gives the verb a client that is closed when it returns."""
+
+    @click.option("--address", metavar="ADDR", help="unix:/path/node.sock or HOST:PORT. [env: PILFER_ADDRESS]")
+    @click.option(
+        "--certs",
+        type=click.Path(file_okay=False),
+        help="Directory of ca.crt, client.crt and client.key, for HOST:PORT. [env: PILFER_CERTS]",
+    )
+    @click.option("--insecure", is_flag=True, default=None, help="Plain TCP, on loopback alone. [env: PILFER_INSECURE]")
+    @functools.wraps(function)
+    def wrapped(address: str | None, certs: str | None, insecure: bool | None, *args: P.args, **kwargs: P.kwargs) -> R:
+        from pilfer.sync import Client
+
+        with Client(address, certs=certs, insecure=insecure, patience_s=PATIENCE_S) as client:
+            if isinstance(client.target, UnixTarget):
+                _check_door(client.target)
+            return function(client, *args, **kwargs)
+
+    return wrapped
+
+
+def _check_door(target: UnixTarget) -> None:
+    """What grpc reports as unavailable, told apart: a door that is not ours, and a node that never was."""
+    try:
+        target.path.stat()
+    except PermissionError:
+        raise NotAllowed(_not_ours(target)) from None
+    except (FileNotFoundError, NotADirectoryError):
+        if not target.path.parent.is_dir():
+            raise Unavailable(f"{target.path.parent} is not there: no node was started there") from None
+        return  # it may be about to start
+    if not os.access(target.path, os.W_OK):
+        raise NotAllowed(_not_ours(target))
+
+
+def _not_ours(target: UnixTarget) -> str:
+    return (
+        f"{target.path} may not be opened by this user: it is the door of the user that the node runs as. Use that"
+        f" user, or the node's TCP port with certificates (--address HOST:PORT --certs DIR)"
+    )

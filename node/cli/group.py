@@ -1,0 +1,58 @@
+"""The table of verbs, and a click group that loads a verb when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final, cast
+
+import click
+
+#: Verb -> what it does, for `node --help`; the verb's own module is `node.cli.VERB`, its command `command`.
+VERBS: Final[dict[str, str]] = {
+    "start": "Start a node on this machine, in the foreground.",
+    "submit": "Queue a task, or a file of tasks, and print the ids.",
+    "run": "Run a command as a task and exit as it does.",
+    "status": "Show tasks in full.",
+    "list": "List tasks.",
+    "log": "Print what a task wrote.",
+    "wait": "Wait for tasks to end.",
+    "cancel": "Cancel tasks, queued or running.",
+    "nodes": "Show the nodes of the cluster.",
+    "env": "Print the settings that etcdctl needs to look into this node's etcd.",
+    "config": "Show a node's settings and where each comes from.",
+    "version": "Print the version.",
+}
+
+_EPILOG = """\b
+Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 not allowed,
+5 no node answers or no quorum, 124 timed out, 130 interrupted.
+"""
+
+
+class LazyGroup(click.Group):
+    """Knows its verbs by name; loads one when asked for it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in VERBS:
+            return None
+        return cast(click.Command, importlib.import_module(f"node.cli.{cmd_name}").command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """From the table, without loading anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+def root() -> None:
+    """Pilfer: run commands on all your machines, without a head node.
+
+    `node start` makes a one-node cluster; `node run -- CMD ARG...` runs a command on it.
+    """

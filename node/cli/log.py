@@ -1,0 +1,42 @@
+"""`node log`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import click
+
+from node.cli.connection import with_client
+from node.cli.output import note, write_bytes
+from pilfer.types import Stream
+
+if TYPE_CHECKING:
+    from pilfer.sync import Client
+    from pilfer.types import LogChunk
+
+
+@click.command("log")
+@with_client
+@click.argument("task_id", metavar="ID")
+@click.option("-f", "--follow", is_flag=True, help="Go on as output comes, until the task has ended.")
+@click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="This stream alone, on stdout.")
+@click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="Of this attempt. Default: the newest.")
+@click.option("--tail", type=click.IntRange(min=0), metavar="N", help="The last N lines only.")
+def command(
+    client: Client, *, task_id: str, follow: bool, stream: str | None, attempt: int | None, tail: int | None
+) -> None:
+    """Print what a task wrote: its stdout on stdout, its stderr on stderr, byte for byte."""
+    chunks = client.log(task_id, stream=stream, follow=follow, tail_lines=tail, attempt=attempt)
+    write_chunks(chunks, all_on_stdout=stream is not None)
+
+
+def write_chunks(chunks: Iterable[LogChunk], *, all_on_stdout: bool = False) -> None:
+    """Writes each where it belongs. A terminal is told when another attempt begins; a pipe gets the bytes alone."""
+    newest = 0
+    for chunk in chunks:
+        if newest and chunk.attempt > newest and sys.stderr.isatty():
+            note(f"[attempt {chunk.attempt} begins: attempt {newest} was lost with its node or given back]")
+        newest = chunk.attempt
+        write_bytes(chunk.data, is_stderr=chunk.stream is Stream.STDERR and not all_on_stdout)
