@@ -174,7 +174,7 @@ class TaskStore:
         now: float | None = None,
         timeout_s: float = 10.0,
     ) -> Page:
-        """A page of all tasks, or of those of one status: see `etcd/listing.py`. now: the wall clock's, if not given."""
+        """A page of all tasks, or of those of one status: see `etcd/listing.py`. now: by default the wall clock's."""
         deadline = _Deadline(timeout_s)
 
         async def read(ranges: Sequence[Range]) -> tuple[RangeResult, ...]:
