@@ -157,8 +157,8 @@ class Task:
 
     @property
     def owner(self) -> str | None:
-        """The node id that runs it, or None."""
-        return self.attempts[-1].node_id if self.status is Status.RUNNING else None
+        """The node id that runs it; None when none does (and in a record that is not sound, `lifecycle.flaws`)."""
+        return self.attempts[-1].node_id if self.status is Status.RUNNING and self.attempts else None
 
 
 @dataclass(frozen=True, slots=True)

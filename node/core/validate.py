@@ -72,8 +72,9 @@ def task_id_violation(task_id: str) -> Violation | None:
     """A task id is a UUID in its canonical text: lower-case hex, 8-4-4-4-12."""
     if _UUID.fullmatch(task_id):
         return None
-    shown = task_id if len(task_id) <= 64 else task_id[:61] + "..."
-    return Violation("id", f"{shown!r} is not a UUID in lower-case canonical form (8-4-4-4-12 hexadecimal digits)")
+    return Violation(
+        "id", f"'{_shown(task_id)}' is not a UUID in lower-case canonical form (8-4-4-4-12 hexadecimal digits)"
+    )
 
 
 def mounts_not_allowed(
@@ -95,13 +96,13 @@ def mounts_not_allowed(
         if not sharing:
             known = ", ".join((*prefixes, *(path for path, _ in shared))) or "none"
             message = (
-                f"{mount.source} may not be mounted: it is neither below an --allow-mount prefix nor a --share path "
+                f"{_shown(mount.source)} may not be mounted: it is neither below an --allow-mount prefix nor a --share path "
                 f"of this node (allowed: {known})"
             )
             found.append(Violation(field, message))
         elif all(sharing) and not mount.read_only:
             message = (
-                f"{mount.source} is shared read-only by this node: mount it :ro, or start the node with "
+                f"{_shown(mount.source)} is shared read-only by this node: mount it :ro, or start the node with "
                 f"--share PATH:rw or --allow-mount"
             )
             found.append(Violation(field, message))
@@ -117,6 +118,12 @@ def network_not_allowed(network: Network, *, allow_host_network: bool) -> list[V
 def _is_at_or_below(path: str, prefix: str) -> bool:
     prefix = prefix.rstrip("/")
     return path == prefix or path.startswith(prefix + "/")
+
+
+def _shown(text: str) -> str:
+    """A user's string as part of a message: short, and without what would act on a terminal."""
+    text = text if len(text) <= 64 else text[:61] + "..."
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _bytes(text: str) -> int:
@@ -161,7 +168,7 @@ def _command(spec: TaskSpec) -> Iterator[Violation]:
 
 def _environment(spec: TaskSpec) -> Iterator[Violation]:
     for key, value in spec.env.items():
-        field = f'env["{key if len(key) <= 64 else key[:61] + "..."}"]'
+        field = f'env["{_shown(key)}"]'
         if not key:
             yield Violation(field, "has an empty name")
         elif "=" in key:
@@ -184,7 +191,7 @@ def _paths(spec: TaskSpec) -> Iterator[Violation]:
 def _absolute(field: str, path: str) -> Iterator[Violation]:
     yield from _text(field, path)
     if not path.startswith("/"):
-        yield Violation(field, f"{path[:64]!r} is not an absolute path")
+        yield Violation(field, f"'{_shown(path)}' is not an absolute path")
     elif _bytes(path) + 1 > PATH_MAX_BYTES:
         yield Violation(field, f"is longer than a path can be ({PATH_MAX_BYTES - 1} bytes)")
 
@@ -238,7 +245,7 @@ def _names(spec: TaskSpec) -> Iterator[Violation]:
     if len(spec.labels) > LABELS_MAX:
         yield Violation("labels", f"are {len(spec.labels)}; at most {LABELS_MAX} are allowed")
     for key, value in spec.labels.items():
-        field = f'labels["{key if len(key) <= 64 else key[:61] + "..."}"]'
+        field = f'labels["{_shown(key)}"]'
         if not key:
             yield Violation(field, "has an empty name")
         elif "=" in key:
@@ -267,9 +274,9 @@ def _mounts(spec: TaskSpec) -> Iterator[Violation]:
             yield Violation(target, "the root itself cannot be mounted over")
         for tree in _OWN_TREES:
             if _is_at_or_below(mount.target, tree):
-                yield Violation(target, f"{mount.target} lies in {tree}, which the sandbox makes itself")
+                yield Violation(target, f"{_shown(mount.target)} lies in {tree}, which the sandbox makes itself")
         if mount.target in seen:
-            yield Violation(target, f"{mount.target} is the target of two mounts")
+            yield Violation(target, f"{_shown(mount.target)} is the target of two mounts")
         seen.add(mount.target)
 
 
@@ -277,4 +284,4 @@ def _normal(field: str, path: str) -> Iterator[Violation]:
     yield from _absolute(field, path)
     parts = path.split("/")[1:]
     if path.startswith("/") and path != "/" and any(part in ("", ".", "..") for part in parts):
-        yield Violation(field, f"{path[:64]!r} is not in its plain form: leave out '..', '.', '//' and a last '/'")
+        yield Violation(field, f"'{_shown(path)}' is not in its plain form: leave out '..', '.', '//' and a last '/'")
