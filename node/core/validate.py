@@ -96,8 +96,8 @@ def mounts_not_allowed(
         if not sharing:
             known = ", ".join((*prefixes, *(path for path, _ in shared))) or "none"
             message = (
-                f"{_shown(mount.source)} may not be mounted: it is neither below an --allow-mount prefix nor a --share path "
-                f"of this node (allowed: {known})"
+                f"{_shown(mount.source)} may not be mounted: it is neither below an --allow-mount prefix nor a --share "
+                f"path of this node (allowed: {known})"
             )
             found.append(Violation(field, message))
         elif all(sharing) and not mount.read_only:
