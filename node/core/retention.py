@@ -10,7 +10,7 @@ the number never forgets what ended within the last `keep_s` seconds, which is l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from node.core.ids import uuid7_time
@@ -35,18 +35,33 @@ class Limits:
     keep_s: float = 60.0
 
 
-def to_forget(oldest: Iterable[Ended], total: int, limits: Limits, *, now: float) -> list[Ended]:
-    """Which of the oldest finished tasks are to be forgotten now, oldest first.
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The oldest finished tasks of one status, oldest first."""
 
-    oldest: the oldest ones, not necessarily all, in any order; total: how many there are; now: Unix seconds.
+    oldest: Sequence[Ended]
+    #: How many there are in all.
+    total: int
+
+
+def to_forget(statuses: Iterable[Listed], limits: Limits, *, now: float) -> list[Ended]:
+    """Which finished tasks are to be forgotten now, oldest first; now: Unix seconds.
+
+    Of a status that was not listed to its end nothing is known beyond its last one, so nothing that ended later is
+    forgotten in this round: older ones may be left.
     """
+    listed = list(statuses)
+    total = sum(one.total for one in listed)
+    ends = [one.oldest[-1] for one in listed if one.oldest and len(one.oldest) < one.total]
+    horizon = min(ends, default=None)
+    oldest = sorted(
+        ended for one in listed for ended in one.oldest if horizon is None or ended.ended_s <= horizon.ended_s
+    )
     excess = max(0, total - limits.max_count)
-    too_old_s = now - limits.max_age_s
-    kept_s = now - limits.keep_s
     return [
         ended
-        for place, ended in enumerate(sorted(oldest))
-        if ended.ended_s < too_old_s or (place < excess and ended.ended_s < kept_s)
+        for place, ended in enumerate(oldest)
+        if ended.ended_s < now - limits.max_age_s or (place < excess and ended.ended_s < now - limits.keep_s)
     ]
 
 
