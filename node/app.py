@@ -1,7 +1,7 @@
 """Puts one node together and runs it: the only place where adapters meet.
 
 Order of a start: the data directory's lock; certificates; the spawner (which first ends whatever an earlier run left)
-and etcd, side by side; the old lease is revoked, since its processes are gone by then; the first incarnation; the API.
+and etcd, side by side; the old lease is revoked, since its processes are gone by then; a session; the API.
 A stop goes backwards, and each step has a limit.
 """
 
@@ -13,30 +13,35 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from etcd import codec, keys
 from etcd.batcher import Batcher
 from etcd.binary import EtcdNotFound, find_etcd
 from etcd.client import EtcdClient
+from etcd.endpoints import ClientTls
 from etcd.errors import StoreError
+from etcd.identity import Identity
+from etcd.server import EtcdNotReady, EtcdServer, ServerEvent, ServerEventKind
+from etcd.server_flags import EtcdConfig
 from etcd.store import TaskStore
-from isolation.client import SpawnerConfig
-from isolation.errors import IsolationError
+from isolation.config import SpawnerConfig
+from isolation.errors import HostLacks, SpawnerDied
 from isolation.spec import BindMount
 from node.admission import Admission
 from node.api import TaskCalls
 from node.api_log import LogCall
 from node.api_nodes import Condition, NodeCalls
 from node.api_watch import WatchCall
+from node.certificates import keep_certificates
 from node.cluster import Cluster, ensure_cluster
 from node.config import Settings
 from node.core.model import Capacity
 from node.core.model import Node as NodeRecord
 from node.datadir import DataDir, DataDirError, boot_id, machine_id
 from node.datadir import Incarnation as LastRun
-from node.incarnation import Incarnation, Surroundings
+from node.incarnation import Surroundings
+from node.lives import Lives
 from node.load import host_capacity
 from node.logs import LogStore
 from node.runner import RunContext
@@ -50,10 +55,13 @@ from pilfer.version import VERSION
 log = logging.getLogger(__name__)
 
 #: What keeps a node from starting and is the user's to mend: told in one line, without a traceback.
-REFUSALS = (DataDirError, TrustError, AddressInUse, EtcdNotFound, IsolationError, StoreError)
+REFUSALS = (
+    DataDirError, TrustError, AddressInUse, EtcdNotFound, EtcdNotReady, HostLacks, SpawnerDied, StoreError, OSError,
+)  # fmt: skip
 
-#: To open a session, before it is tried again.
-SESSION_OPEN_TIMEOUT_S = 10.0
+#: etcd's ports are this plus 1 and 2 where they are free and --listen says nothing else.
+DEFAULT_API_PORT = 7400
+ETCD_READY_TIMEOUT_S = 30.0
 
 
 def main(settings: Settings) -> int:
@@ -105,60 +113,200 @@ async def serve(settings: Settings, *, stop: asyncio.Event, hurry: asyncio.Event
             host_names=names_of_this_host(settings.listen.host if settings.listen else None),
             now=time.time(),
         )
-        async with NodeProcess(settings, data, trust) as node:
-            await node.run(stop, hurry)
+        async with contextlib.AsyncExitStack() as stack:
+            await _Node(settings, data, trust).run(stack, stop, hurry)
+        data.clear_incarnation()
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
-    """What runs for as long as the node does."""
+class _Engines:
+    """The child processes, and the ways to them."""
 
+    spawner: SupervisedSpawner
+    server: EtcdServer
     etcd: EtcdClient
     store: TaskStore
-    spawner: SupervisedSpawner
-    cluster: Cluster
-    capacity: Capacity
-    duties: StoreDuties
 
 
-class NodeProcess:
-    """One node, from its first child process to its last."""
+class _Node:
+    """One run of the node process."""
 
     def __init__(self, settings: Settings, data: DataDir, trust: Trust) -> None:
         self._settings = settings
         self._data = data
         self._trust = trust
-        self._logs = LogStore(data.logs)
-        self._admission = Admission.of(settings)
-        self._stack = contextlib.AsyncExitStack()
-        self._incarnation: Incarnation | None = None
-        self._is_stopping = False
-        self._parts: _Parts
+        self._tls = ClientTls(ca=trust.ca_cert, cert=trust.node_cert, key=trust.node_key)
+        self._capacity = host_capacity(settings.cpu, settings.memory_bytes)
+        self._started_at = time.time()
+        #: HOST:PORT that is served, with the real port; empty without --listen.
+        self._address = ""
 
-    async def __aenter__(self) -> NodeProcess:
-        try:
-            self._parts = await self._assemble()
-        except BaseException:
-            await self._stack.aclose()
-            raise
-        return self
+    async def run(self, stack: contextlib.AsyncExitStack, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+        settings = self._settings
+        engines = await self._start_engines(stack)
+        cluster = await ensure_cluster(engines.etcd)
+        await self._end_last_run(engines.etcd)
+        logs = LogStore(self._data.logs)
+        admission = Admission.of(settings)
+        lives = Lives(
+            self._surroundings(engines, cluster, logs, admission),
+            lambda: self._session(engines),
+            on_begin=lambda session, identity: self._remember(session, identity, engines.spawner),
+        )
+        duties = StoreDuties(engines.etcd, engines.store, settings, logs)
+        calls = TaskCalls(
+            engines.store, admission, retention_age_s=settings.retention_age_s, refusal=lambda: duties.refusal
+        )
+        tasks = Tasks(calls, WatchCall(engines.etcd), LogCall(engines.etcd, calls, logs, self._data.host_id))
+        nodes = NodeCalls(engines.etcd, lambda: self._condition(lives, duties))
+        async with asyncio.TaskGroup() as group:
+            background = (
+                group.create_task(engines.spawner.run(), name="spawner"),
+                group.create_task(duties.run(), name="store duties"),
+                group.create_task(keep_certificates(self._trust), name="certificates"),
+            )
+            async with serving(tasks, nodes, socket=self._data.socket, listen=self._listen()) as address:
+                self._address = address or ""
+                self._announce(await lives.begin())
+                await lives.run(stop, hurry)
+            for task in background:
+                task.cancel()
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
-
-    async def _assemble(self) -> _Parts:
-        settings, data, stack = self._settings, self._data, self._stack
-        capacity = host_capacity(settings.cpu, settings.memory_bytes)
+    async def _start_engines(self, stack: contextlib.AsyncExitStack) -> _Engines:
+        """Starts spawner and etcd side by side; `stack` stops them."""
+        settings = self._settings
         spawner = SupervisedSpawner(self._spawner_config())
-        server = self._etcd_server()
+        server = EtcdServer(self._etcd_config(), on_event=_log_etcd)
+        stack.push_async_callback(server.stop)
         stack.push_async_callback(spawner.close)
-        await asyncio.gather(spawner.start(), stack.enter_async_context(server))
+
+        async def start_etcd() -> None:
+            await server.start()
+            await server.wait_ready(ETCD_READY_TIMEOUT_S)
+
+        await asyncio.gather(spawner.start(), start_etcd())
         for lack in spawner.report.not_enforced:
             log.warning("not enforced on this host: %s", lack)
-        etcd = await stack.enter_async_context(self._etcd_client())
-        cluster = await ensure_cluster(etcd)
-        await self._end_last_run(etcd)
+        etcd = await stack.enter_async_context(EtcdClient([server.client_address], self._tls))
         batcher = await stack.enter_async_context(Batcher(etcd))
-        store = TaskStore(batcher, etcd)
-        duties = StoreDuties(etcd, settings, on_deleted=self._remove_logs)
-        return _Parts(etcd, store, spawner, cluster, capacity, duties)
+        log.debug("engines are up, quota %d bytes", settings.etcd_quota_bytes)
+        return _Engines(spawner, server, etcd, TaskStore(batcher, etcd))
+
+    def _spawner_config(self) -> SpawnerConfig:
+        return SpawnerConfig(
+            host_id=self._data.host_id,
+            scratch_root=self._data.scratch,
+            shares=tuple(BindMount(s.path, s.path, read_only=s.read_only) for s in self._settings.shares),
+            allow_host_network=self._settings.allow_host_network,
+            hidden=(self._data.path,),
+            memory_bytes=self._capacity.memory_bytes,
+        )
+
+    def _etcd_config(self) -> EtcdConfig:
+        settings = self._settings
+        return EtcdConfig(
+            binary=find_etcd(str(settings.etcd_binary) if settings.etcd_binary else None),
+            name=self._data.host_id,
+            directory=self._data.etcd,
+            tls=self._tls,
+            api_port=settings.listen.port if settings.listen else DEFAULT_API_PORT,
+            quota_bytes=settings.etcd_quota_bytes,
+        )
+
+    async def _end_last_run(self, etcd: EtcdClient) -> None:
+        """Revokes the lease of the last run on this host, whose processes the spawner's start has ended, so that its
+        tasks are requeued at once and not after the lease's time. Only on the machine and boot that it ran on: in a
+        copied directory it is the lease of a node that lives elsewhere."""
+        last = self._data.find_incarnation()
+        if last is not None and last.is_of_this_boot:
+            log.info("node=%s was the last run here: revoking its lease", last.node_id)
+            await etcd.lease_revoke(last.lease_id)
+
+    def _surroundings(
+        self, engines: _Engines, cluster: Cluster, logs: LogStore, admission: Admission
+    ) -> Surroundings:
+        return Surroundings(
+            etcd=engines.etcd,
+            store=engines.store,
+            spawner=engines.spawner,
+            logs=logs,
+            context=RunContext(self._data.host_id, cluster.epoch, self._capacity.memory_bytes, admission),
+            capacity=self._capacity,
+            queue_window=self._settings.queue_window,
+            stop_wait_s=self._settings.stop_wait_s,
+        )
+
+    def _session(self, engines: _Engines) -> Session:
+        def record(node_id: str) -> bytes:
+            return codec.encode_node(self._record(node_id, engines.spawner))
+
+        return Session(
+            make_etcd=lambda: EtcdClient([engines.server.client_address], self._tls),
+            ttl_s=self._settings.lease_ttl_s,
+            host_id=self._data.host_id,
+            record=record,
+            key=keys.node,
+            on_deadline=engines.spawner.set_deadline,
+        )
+
+    def _record(self, node_id: str, spawner: SupervisedSpawner) -> NodeRecord:
+        return NodeRecord(
+            id=node_id,
+            host_id=self._data.host_id,
+            name=self._settings.name,
+            capacity=self._capacity,
+            version=VERSION,
+            started_at=self._started_at,
+            address=self._address,
+            not_enforced=spawner.report.not_enforced,
+        )
+
+    def _remember(self, session: Session, identity: Identity, spawner: SupervisedSpawner) -> None:
+        """For the next start on this host, should this run not end in order."""
+        self._data.write_incarnation(
+            LastRun(
+                node_id=identity.node_id,
+                lease_id=session.lease_id,
+                machine_id=machine_id(),
+                boot_id=boot_id(),
+                spawner_pid=spawner.pid,
+            )
+        )
+
+    def _condition(self, lives: Lives, duties: StoreDuties) -> Condition:
+        life = lives.current
+        if life is None:
+            return Condition("", "joining", 0.0, 0, 0.0, 0, duties.etcd_version)
+        state = "draining" if life.is_draining else "at_risk" if life.is_at_risk else "ready"
+        reserved = life.ledger.reserved
+        return Condition(
+            node_id=life.identity.node_id,
+            state=state,
+            load=life.ledger.load,
+            running=len(life.runner.runs),
+            reserved_cpu=reserved.milli_cpu / 1000,
+            reserved_memory_bytes=reserved.memory_bytes,
+            etcd_version=duties.etcd_version,
+        )
+
+    def _listen(self) -> Listen | None:
+        if self._settings.listen is None:
+            return None
+        return Listen(str(self._settings.listen), None if self._settings.insecure else self._trust)
+
+    def _announce(self, identity: Identity) -> None:
+        """The one line on stdout: whoever started the node may go on."""
+        where = f"unix:{self._data.socket}" + (f" and {self._address}" if self._address else "")
+        print(f"node {self._settings.name} ({identity.node_id}) serves on {where}", flush=True)  # noqa: T201
+        log.info(
+            "node=%s host=%s capacity: %g CPUs, %d bytes",
+            identity.node_id,
+            self._data.host_id,
+            self._capacity.cpu,
+            self._capacity.memory_bytes,
+        )
+
+
+def _log_etcd(event: ServerEvent) -> None:
+    level = logging.ERROR if event.kind is ServerEventKind.DIED else logging.INFO
+    log.log(level, "%s", event)

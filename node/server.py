@@ -69,8 +69,8 @@ async def serving(
     socket: Path,
     listen: Listen | None,
     stop_grace_s: float = 1.0,
-) -> AsyncIterator[health.aio.HealthServicer]:
-    """Serves while entered. Raises AddressInUse. Gives the health service, which says SERVING."""
+) -> AsyncIterator[str | None]:
+    """Serves while entered. Raises AddressInUse. Gives the TCP address, with the port that was chosen for port 0."""
     server = grpc.aio.server(options=OPTIONS)
     tasks_pb2_grpc.add_TaskServiceServicer_to_server(tasks, server)  # type: ignore[no-untyped-call]
     nodes_pb2_grpc.add_NodeServiceServicer_to_server(nodes, server)  # type: ignore[no-untyped-call]
@@ -78,20 +78,19 @@ async def serving(
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     names = (TASK_SERVICE, NODE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
-    if listen is not None:
-        _bind_tcp(server, listen)
+    address = _bind_tcp(server, listen) if listen is not None else None
     with _bound_unix(server, socket):
         await server.start()
         for name in ("", TASK_SERVICE, NODE_SERVICE):
             await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
         try:
-            yield healthy
+            yield address
         finally:
             await healthy.enter_graceful_shutdown()
             await server.stop(stop_grace_s)
 
 
-def _bind_tcp(server: grpc.aio.Server, listen: Listen) -> None:
+def _bind_tcp(server: grpc.aio.Server, listen: Listen) -> str:
     try:
         if listen.trust is None:
             port = server.add_insecure_port(listen.address)
@@ -101,6 +100,7 @@ def _bind_tcp(server: grpc.aio.Server, listen: Listen) -> None:
         raise AddressInUse(_in_use(listen.address)) from error
     if port == 0:
         raise AddressInUse(_in_use(listen.address))
+    return f"{listen.address.rpartition(':')[0]}:{port}"
 
 
 def _in_use(address: str) -> str:

@@ -1,0 +1,84 @@
+"""The lives of one node: a session, the incarnation on it, and the next when its lease is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from etcd.errors import StoreError
+from etcd.identity import Identity
+from node.incarnation import Incarnation, Surroundings
+from node.session import Session
+
+log = logging.getLogger(__name__)
+
+#: To open a session, before it is tried again with a new one.
+OPEN_TIMEOUT_S = 10.0
+OPEN_RETRY_S = 1.0
+
+
+class Lives:
+    """Opens a session, lives on it until it is lost, and begins again; until `stop`."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        make_session: Callable[[], Session],
+        *,
+        on_begin: Callable[[Session, Identity], None],
+    ) -> None:
+        """on_begin is called when a session stands, before anything is claimed on it."""
+        self._around = around
+        self._make_session = make_session
+        self._on_begin = on_begin
+        self._session: Session | None = None
+        #: Between two lives: None.
+        self.current: Incarnation | None = None
+
+    async def begin(self) -> Identity:
+        """The first life's session. Raises StoreError when it cannot be had."""
+        return (await self._open()).identity
+
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+        """Returns when the node has stopped in order: nothing of it runs, its lease is revoked."""
+        while not stop.is_set():
+            incarnation = self.current or await self._open_again(stop)
+            if incarnation is None:
+                return
+            try:
+                why = await incarnation.live(stop, hurry)
+            finally:
+                self.current = None
+                await self._close()
+            if why is not None:
+                log.warning("node=%s is over (%s); coming back as another", incarnation.identity.node_id, why)
+        await self._close()
+
+    async def _open(self) -> Incarnation:
+        session = self._make_session()
+        try:
+            identity = await session.open(OPEN_TIMEOUT_S)
+        except BaseException:
+            await session.close()
+            raise
+        self._session = session
+        self._on_begin(session, identity)
+        self.current = Incarnation(self._around, session, identity)
+        return self.current
+
+    async def _open_again(self, stop: asyncio.Event) -> Incarnation | None:
+        """Tries until it succeeds, or `stop`."""
+        while not stop.is_set():
+            try:
+                return await self._open()
+            except StoreError as error:
+                log.warning("no new lease yet, trying again: %s", error)
+                await asyncio.sleep(OPEN_RETRY_S)
+        return None
+
+    async def _close(self) -> None:
+        """Revokes the lease: peers see at once that this incarnation is over."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
