@@ -1,0 +1,119 @@
+"""The session: one incarnation's lease, kept in a thread of its own.
+
+A thread, a loop and a connection of its own, so that no listing of a million keys and no slow coroutine of the node
+costs the lease. The node's loop sees the session through this class alone; `on_deadline` is the one thing called in
+the session's thread. If the whole process is stopped, nothing here helps: the spawner enforces the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+
+from etcd.identity import Identity
+from node.lease_keeper import LeaseKeeper, SessionEtcd
+
+
+def boottime() -> float:
+    """Seconds of CLOCK_BOOTTIME, which counts while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Session:
+    """One incarnation: opened once, closed once; a lost one is closed and another is made."""
+
+    def __init__(
+        self,
+        make_etcd: Callable[[], SessionEtcd],
+        *,
+        ttl_s: float,
+        host_id: str,
+        record: Callable[[str], bytes],
+        key: Callable[[str], bytes],
+        on_deadline: Callable[[float], None],
+    ) -> None:
+        """make_etcd: a new client, called in the session's thread; the session closes it. record and key: of the node
+        key, for a node id. on_deadline: called in the session's thread with each new fence deadline (CLOCK_BOOTTIME
+        seconds); must be quick and must not raise."""
+        self._keeper = LeaseKeeper(
+            make_etcd, ttl_s=ttl_s, host_id=host_id, record=record, key=key, on_deadline=on_deadline, clock=boottime
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = asyncio.Event()
+        self._revoke = True
+        #: Made in the session's thread, awaited in the node's.
+        self._opened: concurrent.futures.Future[Identity] = concurrent.futures.Future()
+        self._lost: concurrent.futures.Future[str] = concurrent.futures.Future()
+
+    @property
+    def lease_id(self) -> int:
+        return self._keeper.lease_id
+
+    @property
+    def is_at_risk(self) -> bool:
+        """Nothing may be started: the deadline has passed, or the lease is lost. Any thread may ask."""
+        return self._keeper.is_at_risk
+
+    async def open(self, timeout_s: float) -> Identity:
+        """A new node id, its lease and its key. Raises StoreError when etcd does not give them in time; the session is
+        closed then. The first deadline has been told before this returns."""
+        if self._thread is not None:
+            raise RuntimeError("the session was opened before")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, args=(self._loop, timeout_s), name="session", daemon=True)
+        self._thread.start()
+        try:
+            return await asyncio.shield(asyncio.wrap_future(self._opened))
+        except BaseException:
+            await self.close()
+            raise
+
+    async def wait_lost(self) -> str:
+        """Returns when the lease is known to be gone: why. Whatever breaks the session is raised here too."""
+        return await asyncio.shield(asyncio.wrap_future(self._lost))
+
+    async def close(self, revoke: bool = True) -> None:
+        """Ends the thread. With revoke the node's key goes at once, otherwise when the lease runs out. May be called
+        more than once; takes LEAVE_TIMEOUT_S at most where etcd does not answer."""
+        if self._thread is None or self._loop is None:
+            return
+        self._revoke = revoke
+        with contextlib.suppress(RuntimeError):  # its loop is closed: it has ended by itself
+            self._loop.call_soon_threadsafe(self._stop.set)
+        await asyncio.to_thread(self._thread.join)
+
+    # In the session's thread
+
+    def _run(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                runner.run(self._live(timeout_s))
+        except BaseException as error:
+            for future in (self._opened, self._lost):
+                if not future.done():
+                    future.set_exception(error)
+
+    async def _live(self, timeout_s: float) -> None:
+        life = asyncio.create_task(self._join_and_keep(timeout_s), name="session")
+        stop = asyncio.create_task(self._stop.wait(), name="session: stop")
+        try:
+            await asyncio.wait({life, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if life.done() and life.exception() is None:
+                await stop  # lost: stays until it is closed, so that close() is always the same
+        finally:
+            life.cancel()
+            stop.cancel()
+            await asyncio.wait({life, stop})
+            await self._keeper.leave(revoke=self._revoke)
+        if not life.cancelled():
+            life.result()
+
+    async def _join_and_keep(self, timeout_s: float) -> None:
+        identity = await self._keeper.join(timeout_s)
+        self._opened.set_result(identity)
+        self._lost.set_result(await self._keeper.keep())
