@@ -109,7 +109,7 @@ class Trust:
 
 def names_of_this_host(listen_host: str | None) -> tuple[str, ...]:
     """For `ensure_trust`: the host's name, and what --listen makes it reachable by (all addresses for a wildcard)."""
-    names = [socket.gethostname()]
+    names = [name] if (name := socket.gethostname()) and _can_be_certified(name) else []
     if listen_host in _WILDCARDS:
         families = (socket.AF_INET, socket.AF_INET6)
         addresses = (address for found in psutil.net_if_addrs().values() for address in found)
@@ -122,6 +122,15 @@ def names_of_this_host(listen_host: str | None) -> tuple[str, ...]:
     elif listen_host is not None:
         names.append(listen_host)
     return tuple(dict.fromkeys(names))
+
+
+def _can_be_certified(name: str) -> bool:
+    """A machine may call itself what no certificate can hold; nobody needs to reach it by that name."""
+    try:
+        _general_name(name)
+    except TrustError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,10 +208,14 @@ def test_a_place_that_cannot_be_written_is_named() -> None:
         ensure_trust(Path("/proc/pki"), cluster_name="lab", host_id="h", host_names=(), now=NOW)
 
 
-def test_names_of_this_host() -> None:
-    assert names_of_this_host(None) == (socket.gethostname(),)
+def test_names_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "lab-1")
+    assert names_of_this_host(None) == ("lab-1",)
     assert names_of_this_host("192.0.2.7")[-1] == "192.0.2.7"
     assert "127.0.0.1" in names_of_this_host("0.0.0.0")
+    # A strange name of the machine's own must not keep a node from starting.
+    monkeypatch.setattr(socket, "gethostname", lambda: "x" * 64)
+    assert names_of_this_host(None) == ()
 
 
 def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> str:
