@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from etcd import keys, transitions
 from etcd.batcher import Applied, Batcher
@@ -26,13 +27,22 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks when there was nothing more to do.
 LOOK_EVERY_S = 5.0
-#: Keys of each status listed in one look. Counting them all costs etcd about 12 ms at 150,000, so a look must be worth it.
+#: Keys of each status listed in one look: many, since it costs etcd about 12 ms to count 150,000.
 LISTED = 2_000
 #: Deleted in one RPC.
 BATCH = 100
 TIMEOUT_S = 10.0
 
 _TERMINAL = tuple(status for status in Status if status.is_terminal)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look has done."""
+
+    forgotten: int
+    #: False: more may be due at once, beyond what was listed.
+    is_done: bool
 
 
 class Retention:
@@ -59,16 +69,16 @@ class Retention:
     async def run(self) -> None:
         """Ends when cancelled. Errors of the store cost a look, not the node."""
         while True:
-            forgotten = 0
+            is_done = True
             try:
-                forgotten = await self.look()
+                is_done = (await self.look()).is_done
             except StoreError as error:
                 log.warning("finished tasks could not be forgotten, trying again: %s", error)
-            if forgotten < LISTED:
+            if is_done:
                 await self._sleep(LOOK_EVERY_S)
 
-    async def look(self) -> int:
-        """Lists once and forgets what is due; gives how many. LISTED or more: there may be more to do."""
+    async def look(self) -> Look:
+        """Lists once and forgets what is due."""
         found: dict[Ended, KeyValue] = {}
         listed: list[Listed] = []
         for result in await self._list():
@@ -85,7 +95,8 @@ class Retention:
                 await self._on_forgotten(gone)
         if forgotten:
             log.info("%d finished tasks forgotten", forgotten)
-        return forgotten
+        is_whole = all(len(one.oldest) == one.total for one in listed)
+        return Look(forgotten, is_done=is_whole or not forgotten)
 
     async def _list(self) -> list[RangeResult]:
         ranges = [keys.terminal(status) for status in _TERMINAL]
