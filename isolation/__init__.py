@@ -1,0 +1,1 @@
+"""Isolation: the spawner process and its sandboxes. Imports nothing else of the project."""

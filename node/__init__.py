@@ -1,0 +1,1 @@
+"""The node: one process on every machine, without a head."""

@@ -1,0 +1,1 @@
+"""Generated stubs of the API (protos/pilfer/v1); `make protos` makes them anew."""
