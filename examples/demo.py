@@ -43,7 +43,8 @@ WORK_TIMEOUT_S = 600.0
 #: $1 is the source, $2 the output without its suffix. The checksum is of the text, not of a name.
 SCRIPT = 'set -e; sha256sum <"$1" >"$2.sha256"; gzip -9 -n -c <"$1" >"$2.gz"'
 
-console = Console()
+#: Long paths stay on one line, so that they can be copied.
+console = Console(soft_wrap=True)
 
 
 class DemoFailed(Exception):  # noqa: N818  (what happened, in the past)
@@ -170,12 +171,12 @@ def running_node(data_dir: Path, log: Path, flags: Sequence[str]) -> Iterator[fl
         with node.stdout as stdout:
             readable, _, _ = select.select([stdout], [], [], START_TIMEOUT_S)
             if not readable or not stdout.readline():
-                raise DemoFailed(f"the node did not start:\n{tail(log)}")
+                raise DemoFailed(f"the node did not start; the end of {log}:\n{tail(log)}")
             yield time.monotonic() - began
             if node.poll() is not None:
-                raise DemoFailed(f"the node ended by itself:\n{tail(log)}")
+                raise DemoFailed(f"the node ended by itself; the end of {log}:\n{tail(log)}")
     except pilfer.PilferError as error:
-        raise DemoFailed(f"{error}\n{tail(log)}") from error
+        raise DemoFailed(f"{error}; the end of {log}:\n{tail(log)}") from error
     finally:
         stop(node)
 
@@ -242,7 +243,7 @@ def print_next(outputs: Path) -> None:
         f"{shown} list                        # what there is",
         f"{shown} --help",
     )
-    console.print("Next, type:", *(f"  {line}" for line in lines), sep="\n", highlight=False, soft_wrap=True)
+    console.print("Next, type:", *(f"  {line}" for line in lines), sep="\n", highlight=False)
 
 
 if __name__ == "__main__":

@@ -222,6 +222,13 @@ def test_default_data_directory() -> None:
     assert default_data_dir({"XDG_DATA_HOME": "relative"}, uid=1000) == Path.home() / ".local/share/pilfer"
 
 
+def test_every_setting_has_a_flag_and_every_flag_a_setting(data_dir: Path) -> None:
+    from node.cli import start
+
+    flags = {parameter.name for parameter in start.command.params}
+    assert flags == {key for key, _, _ in describe(load(data_dir))} | {"config"}
+
+
 def test_every_setting_is_described_and_can_be_written_back(data_dir: Path, tmp_path: Path) -> None:
     """What `node config` prints is what a file may hold: nothing is lost in printing."""
     settings = load(
