@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+#: Where a sandbox sees its own scratch directory: writable, empty at the start, removed at the end.
+SCRATCH_DIR = "/home/task"
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -1,0 +1,44 @@
+"""Errors of this package."""
+
+from __future__ import annotations
+
+import os
+
+from isolation.spec import SetupFailed
+
+
+class HostLacks(Exception):  # noqa: N818  (named as the conventions name it)
+    """This host cannot run sandboxes at all; the message says what is missing and what to do."""
+
+
+class SpawnerDied(Exception):  # noqa: N818  (as above)
+    """The spawner process is gone, and every sandbox with it."""
+
+
+class ProtocolError(Exception):
+    """A message between node and spawner that cannot be read, or whose values are out of range."""
+
+
+class StepFailed(Exception):  # noqa: N818  (as above)
+    """Inside the spawner: one step before the command failed. Becomes a `SetupFailed` report."""
+
+    def __init__(self, step: str, errno: int, subject: str = "", detail: str = "") -> None:
+        super().__init__(step, errno, subject, detail)
+        self.step = step
+        self.errno = errno
+        self.subject = subject
+        self.detail = detail or explain(errno, subject)
+
+
+class SandboxFailed(Exception):  # noqa: N818  (as above)
+    """A sandbox could not be set up; the command never ran."""
+
+    def __init__(self, report: SetupFailed) -> None:
+        super().__init__(f"{report.id}: {report.step}: {report.detail}")
+        self.report = report
+
+
+def explain(errno: int, subject: str) -> str:
+    """What the kernel said, about what."""
+    words = os.strerror(errno) if errno else "failed"
+    return f"{subject}: {words}" if subject else words

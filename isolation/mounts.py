@@ -1,0 +1,308 @@
+"""What a sandbox sees of the file system.
+
+Once, in the spawner: a root made of a small tmpfs, with the host's top-level directories bound into it, read-only,
+without setuid programs and device nodes; /run, /root, /home, /tmp and /var/tmp are empty instead (a unix socket on
+any visible path can be connected to, in spite of a network namespace and a read-only mount, so where sockets and
+secrets live must not be visible); /sys is bound without what is mounted in it (cgroups, debugfs), masked; /dev is a
+template of our own. The spawner pivots into that root, so that a sandbox's own copy of it costs next to nothing.
+
+Per sandbox, in its own mount namespace: fresh /proc, /tmp and /dev/pts, its scratch directory at SCRATCH_DIR, and its
+mounts. A host path travels as a detached tree: opened without following links, copied by open_tree in the host's
+mount namespace (which the spawner enters for a moment; from its own, binding by path or descriptor is refused),
+attached by move_mount in the child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from isolation import _sandbox as sys_
+from isolation import kernel
+from isolation.config import SpawnerConfig
+from isolation.errors import StepFailed, explain
+from isolation.spec import SCRATCH_DIR, BindMount
+
+#: Of the host's root, not shown: empty directories on our own tmpfs.
+HIDDEN = ("run", "root", "home", "tmp")
+#: Not shown either, deeper down.
+HIDDEN_BELOW = (Path("/var/tmp"), Path("/var/run"))  # noqa: S108  (hidden, not used)
+#: Our own in every sandbox: nothing can be mounted there.
+OWN = ("proc", "dev", "sys")
+#: Covered in /sys: firmware tables and what can be learned from power meters.
+MASKED = ("sys/firmware", "sys/devices/virtual/powercap", "sys/kernel/security")
+
+#: Where all scratch directories are in the spawner's view; each child binds its own and unmounts this.
+STAGE = "/.pilfer"
+
+#: Fresh in each sandbox, so that what is to be mounted below can only be mounted there.
+PER_SANDBOX = ("/tmp", SCRATCH_DIR)  # noqa: S108  (the sandbox's own)
+
+#: Names for mount targets; a file system full of them answers ENOSPC.
+_ROOT_OPTIONS = "mode=755,size=16m,nr_inodes=20000"
+_COVER_OPTIONS = "mode=755,size=1m,nr_inodes=1000"
+
+_DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+    "shm": "/tmp",  # noqa: S108  (each sandbox's own tmpfs)  One tmpfs for both saves a mount per sandbox.
+}
+
+_TREE = sys_.MS_NOSUID | sys_.MS_NODEV
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A detached tree and where the child puts it. `parents` are made there first, outermost first."""
+
+    fd: int
+    target: str
+    is_dir: bool
+    parents: tuple[str, ...]
+
+
+class View:
+    """The root that sandboxes copy. Built once; the process that builds it is in it afterwards."""
+
+    def __init__(self, config: SpawnerConfig, proc_fd: int) -> None:
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        self._host_root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        self._host_namespace = os.open("self/ns/mnt", flags, dir_fd=proc_fd)
+        #: Shares that lie where every sandbox has a mount of its own: attached per sandbox like its own mounts.
+        self._late_shares = tuple(share for share in config.shares if _is_per_sandbox(share.target))
+        kernel.unshare(sys_.CLONE_NEWNS)
+        kernel.mount("", "/", "", sys_.MS_REC | sys_.MS_PRIVATE)
+        self._bound = _build(config)
+        self._root_writable = kernel.open_tree(kernel.AT_FDCWD, ".", recursive=False)
+        _make_read_only(".")
+        kernel.pivot_root_here()
+        self._own_namespace = os.open("self/ns/mnt", flags, dir_fd=proc_fd)
+
+    def attach(self, mounts: Sequence[BindMount]) -> list[Attachment]:
+        """Detached trees for these mounts and the shares that must be attached per sandbox. Raises StepFailed.
+
+        The caller closes the descriptors.
+        """
+        wanted = (*self._late_shares, *mounts)
+        made: list[Attachment] = []
+        try:
+            made.extend(self._attachment(mount) for mount in wanted)
+        except BaseException:
+            for attachment in made:
+                os.close(attachment.fd)
+            raise
+        return made
+
+    def _attachment(self, mount: BindMount) -> Attachment:
+        target = check_target(mount.target)
+        fd, is_dir = self._copy(mount)
+        try:
+            parents = self._prepare_target(target, is_dir=is_dir)
+        except BaseException:
+            os.close(fd)
+            raise
+        return Attachment(fd, target, is_dir, parents)
+
+    def _copy(self, mount: BindMount) -> tuple[int, bool]:
+        """A detached copy of the source, and whether it is a directory."""
+        if not mount.source.startswith("/"):
+            raise StepFailed("mount", errno.EINVAL, mount.source, f"{mount.source}: a mount's source must be absolute")
+        try:
+            source = kernel.open_without_links(self._host_root, mount.source.strip("/") or ".", os.O_PATH)
+        except OSError as error:
+            raise _source_failed(mount, error) from error
+        try:
+            mode = os.fstat(source).st_mode
+            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                words = f"{mount.source}: only directories and regular files can be mounted"
+                raise StepFailed("mount", errno.EINVAL, mount.source, words)
+            kernel.setns(self._host_namespace, sys_.CLONE_NEWNS)
+            try:
+                tree = kernel.open_tree(source, "", recursive=True)
+            finally:
+                kernel.setns(self._own_namespace, sys_.CLONE_NEWNS)
+        except OSError as error:
+            raise _source_failed(mount, error) from error
+        finally:
+            os.close(source)
+        try:
+            kernel.set_attributes(tree, kernel.SAFE_READ_ONLY if mount.read_only else kernel.SAFE, recursive=True)
+        except OSError as error:
+            os.close(tree)
+            raise _source_failed(mount, error) from error
+        return tree, stat.S_ISDIR(mode)
+
+    def _prepare_target(self, target: str, *, is_dir: bool) -> tuple[str, ...]:
+        """Makes the mount point, or says what the child has to make. Raises StepFailed."""
+        if _is_per_sandbox(target):
+            base = next(p for p in PER_SANDBOX if _is_below(target, p))
+            return tuple(_chain(target, base))
+        top = PurePosixPath(target).parts[1]
+        if top in self._bound:
+            try:
+                there = stat.S_ISDIR(os.stat(target).st_mode)  # noqa: PTH116  (one call, no object)
+            except OSError as error:
+                words = (
+                    f"{target}: {os.strerror(error.errno or 0)}: a mount's target must exist on the host, "
+                    f"or lie below /mnt-like new top-level names, /tmp or {SCRATCH_DIR}"
+                )
+                raise StepFailed("mount", error.errno or 0, target, words) from error
+            if there != is_dir:
+                raise StepFailed("mount", errno.ENOTDIR, target, f"{target}: source and target are not of one kind")
+            return ()
+        try:
+            _make_target(target.lstrip("/"), is_dir=is_dir, dir_fd=self._root_writable)
+        except OSError as error:
+            raise StepFailed("mount", error.errno or 0, target) from error
+        return ()
+
+
+def check_target(target: str) -> str:
+    """The target in its plain form. Raises StepFailed where nothing may be mounted there."""
+    parts = PurePosixPath(target).parts
+    if not target.startswith("/") or len(parts) < 2 or ".." in parts or parts[1] in (*OWN, STAGE.strip("/")):
+        words = f"{target!r}: a mount's target must be an absolute path without .., and not /, /proc, /dev or /sys"
+        raise StepFailed("mount", errno.EINVAL, target, words)
+    return "/" + "/".join(parts[1:])
+
+
+def _source_failed(mount: BindMount, error: OSError) -> StepFailed:
+    detail = explain(error.errno or 0, mount.source)
+    if error.errno == errno.ELOOP:
+        detail = f"{mount.source}: a part of this path is a symbolic link; give the path that it leads to"
+    return StepFailed("mount", error.errno or 0, mount.source, detail)
+
+
+def _is_below(path: str, base: str) -> bool:
+    return path == base or path.startswith(base + "/")
+
+
+def _is_per_sandbox(target: str) -> bool:
+    return any(_is_below(target, base) for base in PER_SANDBOX)
+
+
+def _chain(target: str, base: str) -> Iterator[str]:
+    """`/tmp/a/b` below `/tmp`: /tmp/a, /tmp/a/b."""
+    current = base
+    for part in target[len(base) :].strip("/").split("/"):
+        if part:
+            current = f"{current}/{part}"
+            yield current
+
+
+def _make_target(relative: str, *, is_dir: bool, dir_fd: int | None = None) -> None:
+    """Makes a mount point and what leads to it; what is there already is fine."""
+    parts = relative.split("/")
+    for i in range(1, len(parts) + (1 if is_dir else 0)):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir("/".join(parts[:i]), 0o755, dir_fd=dir_fd)
+    if not is_dir:
+        with contextlib.suppress(FileExistsError):
+            os.mknod(relative, stat.S_IFREG | 0o444, dir_fd=dir_fd)
+
+
+def _build(config: SpawnerConfig) -> frozenset[str]:
+    """Makes the root in a tmpfs that becomes the current directory; gives the host's names that are bound in it."""
+    trees = dict(_host_trees())
+    sys_tree = kernel.open_tree(kernel.AT_FDCWD, "/sys", recursive=False)
+    kernel.set_attributes(sys_tree, kernel.SAFE_READ_ONLY | sys_.MOUNT_ATTR_NOEXEC, recursive=False)
+    scratch = kernel.open_tree(kernel.AT_FDCWD, str(config.scratch_root), recursive=False)
+    kernel.set_attributes(scratch, kernel.SAFE, recursive=False)
+    shares = [_share_tree(share) for share in _all_shares(config) if not _is_per_sandbox(share.target)]
+    # Resolved now: a link such as /var/run means another place in the host's root than in ours.
+    hidden = [path for p in (*HIDDEN_BELOW, *config.hidden) if (path := p.resolve()).parts[1] not in HIDDEN]
+    links = {path.name: path.readlink() for path in Path("/").iterdir() if path.is_symlink()}
+
+    kernel.mount("tmpfs", "/tmp", "tmpfs", _TREE, _ROOT_OPTIONS)  # noqa: S108  (only a place, in our own namespace)
+    os.chdir("/tmp")  # noqa: S108  (as above)
+    for name, target in links.items():
+        Path(name).symlink_to(target)
+    for name, (fd, is_dir) in trees.items():
+        _put(fd, name, is_dir=is_dir)
+    for name in (*HIDDEN, *OWN):
+        Path(name).mkdir(mode=0o755, exist_ok=True)
+    Path(SCRATCH_DIR.lstrip("/")).mkdir(mode=0o755)
+    _put(sys_tree, "sys", is_dir=True)
+    covers = [_cover(path) for path in MASKED if Path(path).is_dir()]
+    covers += [_cover(str(path).lstrip("/")) for path in hidden if Path(str(path).lstrip("/")).is_dir()]
+    _put_devices()
+    for share, (fd, is_dir) in shares:
+        try:
+            _put(fd, share.target.strip("/"), is_dir=is_dir)
+        except OSError as error:
+            raise StepFailed("share", error.errno or 0, share.target) from error
+    stage = Path(STAGE.lstrip("/"))
+    stage.mkdir(mode=0o700)
+    _put(scratch, str(stage), is_dir=True)
+    for cover in covers:
+        _make_read_only(cover)
+    return frozenset(trees) | frozenset(links)
+
+
+def _host_trees() -> Iterator[tuple[str, tuple[int, bool]]]:
+    """A read-only copy of each visible top-level entry of the host."""
+    for entry in sorted(os.scandir("/"), key=lambda e: e.name):
+        is_dir = entry.is_dir(follow_symlinks=False)
+        if entry.name in (*HIDDEN, *OWN) or not (is_dir or entry.is_file(follow_symlinks=False)):
+            continue
+        fd = kernel.open_tree(kernel.AT_FDCWD, entry.path, recursive=True)
+        kernel.set_attributes(fd, kernel.SAFE_READ_ONLY, recursive=True)
+        yield entry.name, (fd, is_dir)
+
+
+def _all_shares(config: SpawnerConfig) -> Iterator[BindMount]:
+    yield from config.shares
+    # Where systemd-resolved writes the name servers, /etc/resolv.conf leads into /run, which is hidden.
+    resolver = Path("/etc/resolv.conf").resolve()
+    if resolver.is_file() and resolver.parts[1] in HIDDEN:
+        yield BindMount(str(resolver), str(resolver))
+
+
+def _share_tree(share: BindMount) -> tuple[BindMount, tuple[int, bool]]:
+    check_target(share.target)
+    try:
+        is_dir = Path(share.source).is_dir()
+        fd = kernel.open_tree(kernel.AT_FDCWD, share.source, recursive=True)
+        kernel.set_attributes(fd, kernel.SAFE_READ_ONLY if share.read_only else kernel.SAFE, recursive=True)
+    except OSError as error:
+        raise StepFailed("share", error.errno or 0, share.source) from error
+    return share, (fd, is_dir)
+
+
+def _put(fd: int, target: str, *, is_dir: bool) -> None:
+    """Attaches a tree below the current directory, on a mount point made for it."""
+    _make_target(target, is_dir=is_dir)
+    kernel.move_mount(fd, target)
+    os.close(fd)
+
+
+def _cover(relative: str) -> str:
+    kernel.mount("tmpfs", relative, "tmpfs", _TREE | sys_.MS_NOEXEC, _COVER_OPTIONS)
+    return relative
+
+
+def _make_read_only(path: str) -> None:
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    kernel.set_attributes(fd, sys_.MOUNT_ATTR_RDONLY, recursive=False)
+    os.close(fd)
+
+
+def _put_devices() -> None:
+    kernel.mount("tmpfs", "dev", "tmpfs", sys_.MS_NOSUID | sys_.MS_NOEXEC, _COVER_OPTIONS)
+    for name, (major, minor) in _DEVICES.items():
+        path = Path("dev", name)
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(major, minor))
+        path.chmod(0o666)
+    for name, target in _LINKS.items():
+        Path("dev", name).symlink_to(target)
+    Path("dev/pts").mkdir()
+    _make_read_only("dev")

@@ -1,0 +1,157 @@
+"""The plan: a sandbox spec and what the host gave for it, as an ordered list of named system calls.
+
+The order, and why:
+
+1. `cgroup`: first of all, so that everything after it, and the command, is under the limits and can be frozen.
+   (Version 2: the child is cloned into its group, and there is no such step.)
+2. `cgroup namespace`: now, because its root is the group that the child is in at this moment.
+3. `network`: entering a ready namespace.
+4. `proc`, `tmp`, `pts`, `scratch`, `mount`: in the copy of the spawner's view; /proc after the PID namespace.
+   `stage` then lets go of the directory that holds everybody's scratch.
+5. `hostname`.
+6. `stdio`: descriptors 0 to 2; then all but the report socket are closed, before anything of the task's runs.
+7. `limits`: of descriptors.
+8. `user`: groups before user, since the right to change groups goes with it. Capabilities go here.
+9. `death signal` after `user`, because a change of identity clears it (prctl(2)). Not dumpable: the task, which has
+   the same user, must not read or write PID 1's memory.
+10. `chdir` as the user, so that a directory that the user may not enter is an error and not a way in.
+11. `seccomp` last: the steps before need calls that it refuses.
+
+Then PID 1 goes on in C. Nothing here runs anything: the list is data, and tests read it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from isolation import _sandbox as sys_
+from isolation import kernel
+from isolation.mounts import STAGE, Attachment
+from isolation.spec import SCRATCH_DIR, SandboxSpec
+
+#: Descriptor of the report socket, in the spawner and in every PID 1.
+REPORT_FD = 3
+_ALL_FDS = 2**32 - 1
+
+_RLIMIT_NOFILE = 7
+_NO_SET = sys_.MS_NOSUID | sys_.MS_NODEV
+_HOSTNAME_MAX = 63
+
+#: Where a command without a slash is looked for when its environment has no PATH (as execvp(3)).
+DEFAULT_PATH = "/bin:/usr/bin"
+
+#: A system call: the errno that counts as success (0: none), its number, its arguments.
+Call = tuple[int | bytes | list[int | bytes | list[int | bytes]] | None, ...]
+
+
+class Step(NamedTuple):
+    name: str
+    #: The path or value that it is about.
+    subject: str
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the spawner prepared for one sandbox."""
+
+    task_fds: Sequence[int]
+    #: None: the host's network.
+    network_fd: int | None
+    attachments: Sequence[Attachment]
+    uid: int
+    #: stdin, stdout, stderr; none of them is 0 to 3.
+    stdio: tuple[int, int, int]
+    nofile: tuple[int, int]
+    #: From `seccomp.program()`.
+    filter: bytes
+
+
+def steps(spec: SandboxSpec, r: Resources) -> list[Step]:
+    """The whole plan in order."""
+    plan = [Step("cgroup", "", (0, sys_.SYS_write, fd, b"0", 1)) for fd in r.task_fds]
+    plan.append(Step("cgroup namespace", "", (0, sys_.SYS_unshare, sys_.CLONE_NEWCGROUP)))
+    if r.network_fd is not None:
+        plan.append(Step("network", "", (0, sys_.SYS_setns, r.network_fd, sys_.CLONE_NEWNET)))
+    plan += _MOUNTS
+    plan.append(_mount("scratch", f"{STAGE}/{spec.id}", SCRATCH_DIR, "", flags=sys_.MS_BIND))
+    for attachment in r.attachments:
+        plan += _attach(attachment)
+    plan.append(Step("stage", STAGE, (0, sys_.SYS_umount2, STAGE.encode(), kernel.MNT_DETACH)))
+    hostname = spec.id[:_HOSTNAME_MAX].encode()
+    plan.append(Step("hostname", "", (0, sys_.SYS_sethostname, hostname, len(hostname))))
+    plan += [Step("stdio", str(i), (0, sys_.SYS_dup3, fd, i, 0)) for i, fd in enumerate(r.stdio)]
+    plan.append(Step("stdio", "", (0, sys_.SYS_close_range, REPORT_FD + 1, _ALL_FDS, 0)))
+    plan += _identity(r)
+    cwd = spec.cwd or SCRATCH_DIR
+    plan.append(Step("chdir", cwd, (0, sys_.SYS_chdir, os.fsencode(cwd))))
+    program: list[int | bytes | list[int | bytes]] = [len(r.filter) // 8, r.filter]
+    plan.append(
+        Step("seccomp", "", (0, sys_.SYS_prctl, kernel.PR_SET_SECCOMP, kernel.SECCOMP_MODE_FILTER, program, 0, 0))
+    )
+    return plan
+
+
+def _mount(name: str, source: str, target: str, fstype: str, *, flags: int, options: str = "") -> Step:
+    call = (0, sys_.SYS_mount, source.encode(), target.encode(), fstype.encode(), flags, options.encode())
+    return Step(name, target, call)
+
+
+#: The same in every sandbox. /tmp is charged to the sandbox's memory, so it needs no size of its own.
+_MOUNTS = [
+    _mount("proc", "proc", "/proc", "proc", flags=_NO_SET | sys_.MS_NOEXEC),
+    _mount("tmp", "tmp", "/tmp", "tmpfs", flags=_NO_SET, options="mode=1777"),  # noqa: S108  (the sandbox's own)
+    _mount(
+        *("pts", "pts", "/dev/pts", "devpts"),
+        flags=sys_.MS_NOSUID | sys_.MS_NOEXEC,
+        options="newinstance,ptmxmode=0666,mode=0620",
+    ),
+]
+
+
+def _attach(attachment: Attachment) -> list[Step]:
+    target = attachment.target
+    made: list[Step] = []
+    for i, path in enumerate(attachment.parents):
+        raw = os.fsencode(path)
+        is_file = not attachment.is_dir and i == len(attachment.parents) - 1
+        call: Call = (
+            (errno.EEXIST, sys_.SYS_mknodat, kernel.AT_FDCWD, raw, stat.S_IFREG | 0o444, 0)
+            if is_file
+            else (errno.EEXIST, sys_.SYS_mkdirat, kernel.AT_FDCWD, raw, 0o755)
+        )
+        made.append(Step("mount", path, call))
+    move: Call = (
+        *(0, sys_.SYS_move_mount, attachment.fd, b"", kernel.AT_FDCWD, os.fsencode(target)),
+        sys_.MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    return [*made, Step("mount", target, move)]
+
+
+def _identity(r: Resources) -> list[Step]:
+    # struct rlimit64 is two words, soft and hard.
+    bounds: list[int | bytes | list[int | bytes]] = list(r.nofile)
+    subject = str(r.uid)
+    return [
+        Step("limits", "descriptors", (0, sys_.SYS_prlimit64, 0, _RLIMIT_NOFILE, bounds, 0)),
+        Step("user", subject, (0, sys_.SYS_setgroups, 0, None)),
+        Step("user", subject, (0, sys_.SYS_setresgid, r.uid, r.uid, r.uid)),
+        Step("user", subject, (0, sys_.SYS_setresuid, r.uid, r.uid, r.uid)),
+        Step("death signal", "", (0, sys_.SYS_prctl, kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)),
+        Step("death signal", "", (0, sys_.SYS_prctl, kernel.PR_SET_DUMPABLE, 0, 0, 0, 0)),
+    ]
+
+
+def candidates(spec: SandboxSpec) -> list[bytes]:
+    """The paths at which the command may be, in order; tried inside the sandbox."""
+    command = spec.argv[0]
+    if "/" in command:
+        return [os.fsencode(command)]
+    path = spec.env.get("PATH", DEFAULT_PATH)
+    return [os.fsencode(f"{directory or '.'}/{command}") for directory in path.split(":")]

@@ -1,0 +1,139 @@
+"""One sandbox as the spawner knows it, from clone to the report of its end.
+
+States: starting (the child runs its plan) -> running (the command was executed) -> gone (PID 1 was reaped, and with
+it every process of the namespace). What PID 1 reports (`Notice`) is kept until then: the end is told once, when
+nothing runs any more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from isolation.cgroup import Group, Stats
+from isolation.errors import explain
+from isolation.plan import Step
+from isolation.spec import Ended, SandboxSpec, SandboxUsage, SetupFailed, Started
+from isolation.timers import Timer
+
+#: struct report of _sandbox.c
+_REPORT = struct.Struct("=IIiiq")
+REPORT_BYTES = _REPORT.size
+
+TIMEOUT = "timeout"
+STOP = "stop"
+FENCE = "fence"
+
+_EXEC_WORDS = {
+    2: "no such command (or the interpreter that its first line names is missing)",
+    8: "not a program that this machine can run",
+    13: "not executable for the user that tasks run as",
+    7: "arguments and environment are longer than the kernel takes",
+}
+
+
+class Kind(IntEnum):
+    STEP_FAILED = 1
+    EXEC_FAILED = 2
+    STARTED = 3
+    ENDED = 4
+    FENCED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a PID 1 said."""
+
+    token: int
+    kind: int
+    a: int
+    b: int
+    at_s: float
+
+
+def read_notice(data: bytes) -> Notice:
+    token, kind, a, b, ns = _REPORT.unpack(data)
+    return Notice(token, kind, a, b, ns / 1e9)
+
+
+@dataclass(slots=True)
+class Sandbox:
+    spec: SandboxSpec
+    token: int
+    pid: int
+    group: Group
+    network_fd: int | None
+    uid: int
+    plan: list[Step]
+    paths: list[bytes]
+    #: Unix seconds; of the clone until the command was executed.
+    started_at: float
+    #: Why we end it; "" while we do not.
+    asked_by: str = ""
+    is_started: bool = False
+    failure: Notice | None = None
+    end: Notice | None = None
+    #: Step and errno where we gave up on the start ourselves.
+    given_up: tuple[str, int, str] | None = None
+    timers: list[Timer] = field(default_factory=list)
+
+    def started(self) -> Started:
+        return Started(self.spec.id, self.pid, self.started_at)
+
+    def setup_failed(self) -> SetupFailed | None:
+        """The report for a sandbox that is gone and whose command never ran; None if it did."""
+        if self.is_started:
+            return None
+        if self.failure is None:
+            step, number, detail = self.given_up or ("start", 0, "PID 1 of the sandbox was killed while it was set up")
+            return SetupFailed(self.spec.id, step, number, "", detail)
+        if self.failure.kind == Kind.EXEC_FAILED:
+            return self._exec_failed(self.failure)
+        step, subject = "reaper", ""
+        if self.failure.a < len(self.plan):
+            step, subject = self.plan[self.failure.a].name, self.plan[self.failure.a].subject
+        return SetupFailed(self.spec.id, step, self.failure.b, subject, explain(self.failure.b, subject))
+
+    def _exec_failed(self, notice: Notice) -> SetupFailed:
+        command = self.spec.argv[0]
+        tried = os.fsdecode(self.paths[min(notice.a, len(self.paths) - 1)])
+        subject = tried if notice.b != 2 else command
+        words = _EXEC_WORDS.get(notice.b) or os.strerror(notice.b)
+        return SetupFailed(self.spec.id, "exec", notice.b, subject, f"{subject}: {words}")
+
+    def ended(self, wait_status: int, stats: Stats, now: float) -> Ended:
+        """The report for a sandbox that is gone. `wait_status` is that of PID 1, which counts if it said nothing."""
+        by_itself = self.end is not None and self.end.kind == Kind.ENDED
+        if self.end is not None and by_itself:
+            wait_status = self.end.a
+        # PID 1 killed, or gone by the second fence, is a killed command, whatever PID 1's own exit code.
+        code = os.WEXITSTATUS(wait_status) if by_itself and os.WIFEXITED(wait_status) else None
+        number = os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else signal.SIGKILL
+        finished_at = self.end.at_s if self.end is not None else now
+        return Ended(
+            id=self.spec.id,
+            exit_code=code,
+            signal=None if code is not None else int(number),
+            out_of_memory=stats.oom_kills > 0,
+            ended_by=self._ended_by(),
+            started_at=self.started_at,
+            finished_at=max(finished_at, self.started_at),
+            usage=SandboxUsage(
+                cpu_s=stats.cpu_s,
+                memory_peak_bytes=stats.memory_peak_bytes,
+                io_read_bytes=stats.io_read_bytes,
+                io_write_bytes=stats.io_write_bytes,
+                wall_s=max(0.0, finished_at - self.started_at),
+            ),
+        )
+
+    def _ended_by(self) -> str:
+        """A command that had ended before PID 1 passed our signal on has ended by itself."""
+        if self.end is None:
+            return self.asked_by
+        if self.end.kind == Kind.FENCED:
+            return FENCE
+        return self.asked_by if self.end.b else ""

@@ -1,0 +1,511 @@
+"""The spawner: the small process that makes every sandbox of a node.
+
+One thread, one loop over epoll: requests and control from the node (`protocol.py`), notices from the sandboxes' PID 1,
+ends of children, timers. It never waits for anything else. It holds no policy: limits, timeouts and the deadline come
+from the node; what it does by itself is to freeze at the deadline, and to kill everything when the node is gone.
+
+It loads nothing but the standard library, python-prctl and the C extension. Before it reports ready it has killed what
+an earlier run left, built the view and pivoted into it; after that no module can be imported (the interpreter's
+files may be out of sight), so everything is imported above.
+
+Order of a launch: refuse or take scratch, group, network, mounts, each undone if a later one fails; clone. Order of an
+end: reap, read the group, report; then scratch, group and network go back, off the reply path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import gc
+import json
+import linecache  # noqa: F401  (a traceback needs it, and after the pivot it cannot be loaded)
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+
+import prctl  # type: ignore[import-untyped]  # the library has no stubs
+
+from isolation import _sandbox, kernel, leftovers, memory, namespaces, plan, privileges, protocol, seccomp
+from isolation.cgroup import Group
+from isolation.config import SpawnerConfig
+from isolation.errors import HostLacks, ProtocolError, StepFailed, explain
+from isolation.fence import Fence
+from isolation.mounts import Attachment, View
+from isolation.probe import probe
+from isolation.sandbox import FENCE, REPORT_BYTES, STOP, TIMEOUT, Kind, Notice, Sandbox, read_notice
+from isolation.scratch import ScratchRoot
+from isolation.spec import HostReport, SandboxSpec, SetupFailed
+from isolation.timers import Timers
+
+#: From clone to exec; longer means that a step hangs in the kernel (a dead file server).
+START_LIMIT_S = 30.0
+#: Launches between two looks at everything else: a launch takes about a millisecond.
+LAUNCHES_PER_TURN = 4
+#: Groups that the kernel is not done with are tried again so often.
+TIDY_RETRY_S = 0.01
+#: For everything to die when the spawner closes.
+CLOSE_PATIENCE_S = 3.0
+NETWORKS_AHEAD = 4
+
+_FIRST_FREE_FD = 10
+
+
+def log(event: str, **fields: object) -> None:
+    """One structured line on stderr, which is the node's."""
+    line = json.dumps({"from": "spawner", "event": event, **fields})
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode() + b"\n")
+
+
+class Uids:
+    """Who sandboxes run as: one user for all, or one of a range for each."""
+
+    def __init__(self, base: int, count: int) -> None:
+        self._base = base
+        self._free = deque(range(base, base + count)) if count > 1 else None
+
+    def take(self) -> int:
+        if self._free is None:
+            return self._base
+        if not self._free:
+            raise StepFailed("user", errno.EAGAIN, "", "every user id of the range is in use")
+        return self._free.popleft()
+
+    def give_back(self, uid: int) -> None:
+        if self._free is not None:
+            self._free.append(uid)
+
+
+class Spawner:
+    def __init__(self, requests: socket.socket, control: socket.socket, config: SpawnerConfig) -> None:
+        self._requests = requests
+        self._control = control
+        self._config = config
+        self._outbox: deque[bytes] = deque()
+        self._by_token: dict[int, Sandbox] = {}
+        self._by_id: dict[str, Sandbox] = {}
+        self._by_pid: dict[int, Sandbox] = {}
+        self._next_token = 0
+        self._is_closing = False
+        self._close_by_s = 0.0
+        self._set_up()
+
+    # ---- start ---------------------------------------------------------------------------------------------------
+
+    def _set_up(self) -> None:
+        """In this order: leftovers first, the pivot late, privileges last. Raises HostLacks, StepFailed, OSError."""
+        privileges.raise_own_nofile()
+        killed, stuck = leftovers.clean(self._config.host_id)
+        if killed or stuck:
+            log("leftovers", killed=killed, stuck=[str(path) for path in stuck])
+        host = probe(self._config)
+        self._parent = host.parent
+        self._notices = _report_sockets()
+        self._children_fd = kernel.signal_fd(signal.SIGCHLD)
+        self._timers = Timers()
+        self._uids = Uids(self._config.uid_base, self._config.uid_count)
+        self._scratch = ScratchRoot(self._config.scratch_root)
+        proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._networks = namespaces.NetworkPool(proc_fd)
+        self._networks.fill(NETWORKS_AHEAD)
+        self._nofile = privileges.nofile_bounds()
+        self._filter = seccomp.program()
+        self._view = View(self._config, proc_fd)
+        privileges.drop_for_good()
+        self._fence = Fence(
+            self._parent, self._timers, kill_all=self._kill_all, kill_unfrozen=self._kill_unfrozen, log=log
+        )
+        gc.collect()
+        gc.freeze()
+        memory.keep_heap_out_of_forks(proc_fd)
+        self._send(HostReport(self._parent.version, host.not_enforced, os.getpid()))
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until the node closes its end, or says Close."""
+        poll = select.epoll()
+        handlers = {
+            self._control.fileno(): self._on_control,
+            self._children_fd: self._on_children,
+            self._notices.fileno(): self._on_notices,
+            self._timers.fd: self._timers.run_due,
+            self._requests.fileno(): self._on_requests,
+        }
+        for fd in handlers:
+            poll.register(fd, select.EPOLLIN)
+        wants_write = False
+        self._flush()
+        while not self._is_done():
+            ready = {fd for fd, _ in poll.poll(self._patience_s())}
+            # In the order of the table: what ends or fences goes before what starts.
+            for fd, handle in handlers.items():
+                if fd in ready:
+                    handle()
+            self._flush()
+            if bool(self._outbox) != wants_write:
+                wants_write = bool(self._outbox)
+                poll.modify(self._requests.fileno(), select.EPOLLIN | (select.EPOLLOUT if wants_write else 0))
+            if not ready or self._is_closing:
+                self._tidy()
+        self._end()
+
+    def _patience_s(self) -> float:
+        """How long to wait for events: not at all while there is something to tidy up."""
+        if self._is_closing:
+            return TIDY_RETRY_S
+        if self._has_trash:
+            return 0
+        return TIDY_RETRY_S if self._has_doomed else -1
+
+    _has_trash = False
+    _has_doomed = False
+
+    def _tidy(self) -> None:
+        self._has_trash = not self._scratch.tidy()
+        self._has_doomed = not self._parent.tidy()
+
+    def _is_done(self) -> bool:
+        return self._is_closing and (not self._by_pid or time.monotonic() > self._close_by_s)
+
+    def _close(self, why: str) -> None:
+        if not self._is_closing:
+            log("closing", why=why, sandboxes=len(self._by_pid))
+            self._is_closing = True
+            self._close_by_s = time.monotonic() + CLOSE_PATIENCE_S
+            self._fence.kill_frozen()
+
+    def _end(self) -> None:
+        if self._by_pid:
+            log("left alive", pids=sorted(self._by_pid))
+        self._networks.close()
+        self._scratch.close()
+        deadline = time.monotonic() + CLOSE_PATIENCE_S
+        while not self._parent.tidy() and time.monotonic() < deadline:
+            time.sleep(TIDY_RETRY_S)  # nothing else is left to do
+        self._parent.close()
+
+    # ---- from the node -------------------------------------------------------------------------------------------
+
+    def _on_control(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while not self._is_closing:
+                received = protocol.receive(self._control)
+                protocol.close_all(received.fds)
+                if not received.data:
+                    self._close("the node is gone")
+                    return
+                try:
+                    self._do_control(protocol.decode(received.data))
+                except ProtocolError as error:
+                    self._send(protocol.Refused(str(error)))
+
+    def _do_control(self, message: protocol.Message) -> None:
+        if isinstance(message, protocol.SetDeadline):
+            self._fence.set_deadline(message.boottime_s)
+        elif isinstance(message, protocol.Fence):
+            self._fence.lose()
+        elif isinstance(message, protocol.Stop):
+            sandbox = self._by_id.get(message.id)
+            if sandbox is not None:  # else it has ended, and its report is on its way
+                self._terminate(sandbox, STOP, message.grace_s)
+        elif isinstance(message, protocol.Close):
+            self._close("asked to")
+        else:
+            raise ProtocolError(f"{type(message).__name__} is not for the control socket")
+
+    def _on_requests(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(LAUNCHES_PER_TURN):
+                received = protocol.receive(self._requests)
+                if not received.data:
+                    self._close("the node is gone")
+                    return
+                try:
+                    self._on_request(received)
+                finally:
+                    protocol.close_all(received.fds)
+
+    def _on_request(self, received: protocol.Received) -> None:
+        """Launches, or reports why not; the descriptors stay the caller's."""
+        sandbox_id = ""
+        try:
+            sandbox_id = (protocol.find_id(received.data) or "") if received.is_cut else ""
+            spec, stdio = _read_launch(received)
+            sandbox_id = spec.id
+            self._launch(spec, stdio)
+        except ProtocolError as error:
+            self._refuse(sandbox_id or protocol.find_id(received.data), str(error))
+        except StepFailed as failure:
+            self._send(SetupFailed(sandbox_id, failure.step, failure.errno, failure.subject, failure.detail))
+        except OSError as error:  # ENOMEM, EMFILE, EAGAIN: the host is short of something, the spawner goes on
+            number = error.errno or 0
+            self._send(SetupFailed(sandbox_id, "prepare", number, "", explain(number, str(error.filename or ""))))
+
+    def _refuse(self, sandbox_id: str | None, detail: str) -> None:
+        log("refused", sandbox=sandbox_id, detail=detail)
+        if sandbox_id:
+            self._send(SetupFailed(sandbox_id, "request", errno.EINVAL, "", detail))
+        else:
+            self._send(protocol.Refused(detail))
+
+    # ---- start of a sandbox --------------------------------------------------------------------------------------
+
+    def _launch(self, spec: SandboxSpec, stdio: tuple[int, int, int]) -> None:
+        """Clones the sandbox. Raises StepFailed or OSError and leaves nothing behind."""
+        self._check_launch(spec)
+        with contextlib.ExitStack() as undo:
+            uid = self._uids.take()
+            undo.callback(self._uids.give_back, uid)
+            self._scratch.make(spec.id, uid)
+            undo.callback(self._scratch.remove, spec.id)
+            group = self._parent.acquire(spec.id)
+            undo.callback(group.release)
+            group.limit(spec.limits)
+            network_fd = None if spec.host_network else self._networks.take()
+            if network_fd is not None:
+                undo.callback(self._networks.give_back, network_fd)
+            attachments = self._view.attach(spec.mounts)
+            try:
+                resources = plan.Resources(
+                    group.task_fds, network_fd, attachments, uid, stdio, self._nofile, self._filter
+                )
+                sandbox = self._clone(spec, resources, group)
+            finally:
+                _close_attachments(attachments)
+            undo.pop_all()
+        self._by_token[sandbox.token] = self._by_id[spec.id] = self._by_pid[sandbox.pid] = sandbox
+        sandbox.timers.append(self._timers.after(START_LIMIT_S, lambda: self._give_up(sandbox)))
+
+    def _check_launch(self, spec: SandboxSpec) -> None:
+        if self._is_closing:
+            raise StepFailed("closing", errno.ECANCELED, "", "the spawner is closing")
+        if not self._fence.may_start():
+            raise StepFailed("fence", errno.ECANCELED, "", "the node's deadline has passed: nothing may start")
+        if spec.id in self._by_id:
+            raise StepFailed("request", errno.EEXIST, spec.id, "a sandbox of this id is running")
+        if spec.host_network and not self._config.allow_host_network:
+            raise StepFailed("network", errno.EPERM, "host", "this node does not allow the host's network to tasks")
+
+    def _clone(self, spec: SandboxSpec, resources: plan.Resources, group: Group) -> Sandbox:
+        steps = plan.steps(spec, resources)
+        paths = plan.candidates(spec)
+        argv = [os.fsencode(arg) for arg in spec.argv]
+        envp = [os.fsencode(f"{name}={value}") for name, value in spec.env.items()]
+        self._next_token = (self._next_token + 1) & 0xFFFFFFFF
+        flags, token = namespaces.CLONE_FLAGS, self._next_token
+        calls = [step.call for step in steps]
+        started_at = time.time()
+        try:
+            pid = _sandbox.spawn(flags, group.into_fd, calls, paths, argv, envp, plan.REPORT_FD, token)
+        except OSError as error:
+            raise StepFailed("clone", error.errno or 0) from error
+        return Sandbox(spec, token, pid, group, resources.network_fd, resources.uid, steps, paths, started_at)
+
+    def _give_up(self, sandbox: Sandbox) -> None:
+        if not sandbox.is_started:
+            sandbox.given_up = ("start", errno.ETIMEDOUT, f"the set-up took longer than {START_LIMIT_S:.0f} s")
+            self._kill(sandbox)
+
+    # ---- from the sandboxes --------------------------------------------------------------------------------------
+
+    def _on_notices(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while data := self._notices.recv(REPORT_BYTES, socket.MSG_DONTWAIT):
+                notice = read_notice(data)
+                sandbox = self._by_token.get(notice.token)
+                if sandbox is not None:
+                    self._on_notice(sandbox, notice)
+
+    def _on_notice(self, sandbox: Sandbox, notice: Notice) -> None:
+        if notice.kind == Kind.STARTED:
+            self._on_started(sandbox, notice.at_s)
+        elif notice.kind in (Kind.ENDED, Kind.FENCED):
+            sandbox.end = notice
+        else:
+            sandbox.failure = notice
+
+    def _on_started(self, sandbox: Sandbox, at_s: float) -> None:
+        sandbox.is_started = True
+        sandbox.started_at = at_s
+        self._cancel_timers(sandbox)
+        spec = sandbox.spec
+        if spec.timeout_s is not None and not sandbox.asked_by:
+            due = self._timers.after(spec.timeout_s, lambda: self._terminate(sandbox, TIMEOUT, spec.grace_s))
+            sandbox.timers.append(due)
+        self._send(sandbox.started())
+
+    def _on_children(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._children_fd, 4096):
+                pass
+        gone: list[tuple[Sandbox, int]] = []
+        while self._by_pid:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            if pid in self._by_pid:
+                gone.append((self._by_pid.pop(pid), status))
+        # What they said before they went has arrived by now.
+        self._on_notices()
+        for sandbox, status in gone:
+            self._report_end(sandbox, status)
+        self._flush()
+        for sandbox, _ in gone:
+            self._release(sandbox)
+
+    def _report_end(self, sandbox: Sandbox, status: int) -> None:
+        self._cancel_timers(sandbox)
+        del self._by_token[sandbox.token], self._by_id[sandbox.spec.id]
+        stats = sandbox.group.stats()
+        if not sandbox.is_started and sandbox.failure is None and stats.oom_kills:
+            # Its memory limit is too small even for the start: that is an outcome of the command, not a failed step.
+            self._on_started(sandbox, sandbox.started_at)
+        failed = sandbox.setup_failed()
+        self._send(failed or sandbox.ended(status, stats, time.time()))
+
+    def _release(self, sandbox: Sandbox) -> None:
+        self._scratch.remove(sandbox.spec.id)
+        sandbox.group.release()
+        if sandbox.network_fd is not None:
+            self._networks.give_back(sandbox.network_fd)
+        self._uids.give_back(sandbox.uid)
+        self._has_trash = self._has_doomed = True  # `tidy` will tell
+
+    # ---- the end of a sandbox ------------------------------------------------------------------------------------
+
+    def _terminate(self, sandbox: Sandbox, reason: str, grace_s: float) -> None:
+        """SIGTERM now and SIGKILL after the grace period; a second call can only shorten it."""
+        if not sandbox.asked_by:
+            sandbox.asked_by = reason
+        if grace_s <= 0:
+            self._kill(sandbox)
+            return
+        # To PID 1, which passes it on to the command's process group and knows whether that had ended before.
+        os.kill(sandbox.pid, signal.SIGTERM)
+        sandbox.timers.append(self._timers.after(grace_s, lambda: self._kill(sandbox)))
+
+    def _kill(self, sandbox: Sandbox) -> None:
+        """Ends it: with PID 1 the kernel kills everything in the namespace."""
+        if sandbox.pid not in self._by_pid:
+            return
+        with contextlib.suppress(OSError):
+            # A frozen one on version 1 dies when it is thawed: every process needs its own signal before that.
+            if sandbox.group.is_frozen():
+                _kill_pids(sandbox.group.pids())
+        os.kill(sandbox.pid, signal.SIGKILL)
+
+    def _kill_all(self) -> None:
+        with contextlib.suppress(OSError):
+            _kill_pids(self._parent.pids())
+        for sandbox in list(self._by_pid.values()):
+            self._fenced(sandbox)
+
+    def _kill_unfrozen(self) -> None:
+        for sandbox in list(self._by_pid.values()):
+            with contextlib.suppress(OSError):
+                if not sandbox.group.is_frozen():
+                    _kill_pids(sandbox.group.pids())
+                    self._fenced(sandbox)
+
+    def _fenced(self, sandbox: Sandbox) -> None:
+        sandbox.asked_by = FENCE
+        sandbox.given_up = ("fence", errno.ECANCELED, "killed at the node's deadline")
+        os.kill(sandbox.pid, signal.SIGKILL)
+
+    def _cancel_timers(self, sandbox: Sandbox) -> None:
+        for timer in sandbox.timers:
+            self._timers.cancel(timer)
+        sandbox.timers.clear()
+
+    # ---- to the node ---------------------------------------------------------------------------------------------
+
+    def _send(self, message: protocol.Report) -> None:
+        self._outbox.append(protocol.encode(message))
+
+    def _flush(self) -> None:
+        try:
+            while self._outbox:
+                protocol.send_encoded(self._requests, self._outbox[0])
+                self._outbox.popleft()
+        except BlockingIOError:
+            return  # the node is behind; the loop waits until there is room
+        except OSError:
+            self._outbox.clear()
+            self._close("the node is gone")
+
+
+def _read_launch(received: protocol.Received) -> tuple[SandboxSpec, tuple[int, int, int]]:
+    """Raises ProtocolError, StepFailed."""
+    if received.is_cut:
+        raise StepFailed("receive", errno.EMFILE, "", "the spawner has no descriptors left")
+    message = protocol.decode(received.data)
+    if not isinstance(message, protocol.Launch):
+        raise ProtocolError(f"{type(message).__name__} is not for the request socket")
+    if len(received.fds) != protocol.STDIO_COUNT:
+        raise ProtocolError(f"a launch comes with {protocol.STDIO_COUNT} descriptors, not {len(received.fds)}")
+    return message.spec, (received.fds[0], received.fds[1], received.fds[2])
+
+
+def _kill_pids(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _close_attachments(attachments: list[Attachment]) -> None:
+    for attachment in attachments:
+        os.close(attachment.fd)
+
+
+def _report_sockets() -> socket.socket:
+    """One pair for all sandboxes: children write to REPORT_FD, and see end of file there when the spawner dies."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    os.dup2(theirs.fileno(), plan.REPORT_FD, inheritable=False)
+    theirs.close()
+    return ours
+
+
+def _move_up(fd: int) -> socket.socket:
+    """A socket on a descriptor above those with a fixed meaning."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
+    os.close(fd)
+    return socket.socket(fileno=moved)
+
+
+def _read_config(control: socket.socket) -> SpawnerConfig:
+    select.select([control], [], [])
+    message = protocol.decode(protocol.receive(control).data)
+    if not isinstance(message, protocol.Configure):
+        raise ProtocolError(f"the first message must be Configure, not {type(message).__name__}")
+    return message.config
+
+
+def main(requests_fd: int, control_fd: int) -> None:
+    """The whole life of the process. Exits 0 when closed in order, 3 when this host cannot run sandboxes."""
+    # Its life hangs on the node's socket, not on a terminal or on who signals a whole process group.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    os.umask(0o022)
+    prctl.set_name("pilfer-spawner")
+    requests, control = _move_up(requests_fd), _move_up(control_fd)
+    try:
+        spawner = Spawner(requests, control, _read_config(control))
+    except (HostLacks, StepFailed, OSError, ProtocolError) as error:
+        detail = f"{error.step}: {error.detail}" if isinstance(error, StepFailed) else str(error)
+        with contextlib.suppress(OSError):
+            protocol.send(requests, protocol.Refused(detail))
+        sys.exit(3)
+    try:
+        spawner.run()
+    except BaseException:
+        # PDEATHSIG and the report socket end every sandbox when this process goes.
+        log("crashed", traceback=traceback.format_exc())
+        raise
