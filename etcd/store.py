@@ -117,6 +117,8 @@ class TaskStore:
     def __init__(self, batcher: Batcher, etcd: Etcd) -> None:
         self._batcher = batcher
         self._etcd = etcd
+        #: Tasks of which a claim is under way.
+        self._claiming: set[str] = set()
 
     # -- submit -------------------------------------------------------------------------------------------------
 
@@ -196,36 +198,43 @@ class TaskStore:
     async def claim(self, seen: Versioned, identity: Identity, *, now: float, timeout_s: float) -> Claim | None:
         """Takes a queued task for this incarnation; None when another was faster, or it is gone. To be repeated after
         OutcomeUnknown with the same `now`, by which the claim is known again."""
-        after = _claimed(seen, identity, now)
-        transition = transitions.claim(seen.task, after, seen.mod_revision, identity)
-        deadline = _Deadline(timeout_s)
-        answer = await self._batcher.apply(transition, timeout_s=timeout_s)
-        return await self._won(after, answer, identity, deadline)
+        (claim,) = await self.claim_many([seen], identity, now=now, timeout_s=timeout_s)
+        if isinstance(claim, StoreError):
+            raise claim
+        return claim
 
     async def claim_many(
         self, seen: Sequence[Versioned], identity: Identity, *, now: float, timeout_s: float
     ) -> list[Claim | StoreError | None]:
         """As `claim`, for several at once, errors of etcd among the answers."""
         deadline = _Deadline(timeout_s)
-        after = [_claimed(one, identity, now) for one in seen]
-        answers = await self._batcher.apply_many(
-            (transitions.claim(b.task, a, b.mod_revision, identity) for b, a in zip(seen, after, strict=True)),
-            timeout_s=timeout_s,
-        )
-        claims: list[Claim | StoreError | None] = []
-        for task, answer in zip(after, answers, strict=True):
-            if isinstance(answer, StoreError):
-                claims.append(answer)
-                continue
-            try:
-                claims.append(await self._won(task, answer, identity, deadline))
-            except StoreError as error:
-                claims.append(error)
-        return claims
+        # Two of the same would both know the running key of one of them as their own.
+        mine = [one for one in {one.task.id: one for one in seen}.values() if one.task.id not in self._claiming]
+        after = [_claimed(one, identity, now) for one in mine]
+        ids = {task.id for task in after}
+        self._claiming |= ids
+        claims: dict[str, Claim | StoreError | None] = {}
+        try:
+            answers = await self._batcher.apply_many(
+                (transitions.claim(b.task, a, b.mod_revision, identity) for b, a in zip(mine, after, strict=True)),
+                timeout_s=timeout_s,
+            )
+            for task, answer in zip(after, answers, strict=True):
+                try:
+                    claims[task.id] = await self._won(task, answer, identity, deadline)
+                except StoreError as error:
+                    claims[task.id] = error
+        finally:
+            self._claiming -= ids
+        return [claims.pop(one.task.id, None) for one in seen]
 
-    async def _won(self, after: Task, answer: Applied | Lost, identity: Identity, deadline: _Deadline) -> Claim | None:
+    async def _won(
+        self, after: Task, answer: Applied | Lost | StoreError, identity: Identity, deadline: _Deadline
+    ) -> Claim | StoreError | None:
         if isinstance(answer, Applied):
             return Claim(after, answer.revision, answer.revision, identity)
+        if isinstance(answer, StoreError):
+            return answer
         if not answer.reads[0].kvs:
             return None
         # The own running key is there. It is this claim's if the attempt is the one that was sent; another claim of
