@@ -1,0 +1,175 @@
+"""Upkeep of one etcd: compaction, defragmentation, healing when the quota is used up.
+
+Theory. Every write leaves its old version behind until compaction; compaction frees pages in the file, which are used
+again; only defragmentation makes the file smaller, and it blocks the member while it runs (0.4 s at 190 MiB). The
+quota counts the file. So: compact on a schedule, to a revision that watchers have long passed; defragment rarely;
+refuse new tasks while there is still room to record how the old ones end (`is_filling_up`). When etcd has raised
+NOSPACE nevertheless, it takes no more puts until: compact, defragment, and the alarm is disarmed with the member id
+from the alarm list (with 0, etcd answers OK and does nothing). Without the defragmentation the next put trips it again.
+
+The decisions are functions of what etcd reports; `Maintenance` carries them out, and runs on one node for compaction;
+defragmentation is of the member that its client talks to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum, auto
+
+from etcd.errors import StoreError
+from etcd.port import Alarm, Etcd, MemberStatus
+
+log = logging.getLogger(__name__)
+
+#: Above this share of the quota no new tasks are taken.
+FULL_SHARE = 0.8
+#: A smaller file is never worth blocking for.
+DEFRAGMENT_MIN_BYTES = 64 << 20
+#: Between two defragmentations that are merely tidy.
+DEFRAGMENT_EVERY_S = 600.0
+#: While NOSPACE stands, it looks this often.
+HEALING_INTERVAL_S = 2.0
+
+
+class Step(Enum):
+    """What to do next."""
+
+    NOTHING = auto()
+    DEFRAGMENT = auto()
+    DISARM = auto()
+
+
+def is_filling_up(status: MemberStatus, quota_bytes: int) -> bool:
+    """Whether new tasks are to be refused: what is in use, not only the file, is near the quota, or the file is and
+    cannot be made much smaller."""
+    if status.db_size_bytes <= FULL_SHARE * quota_bytes:
+        return False
+    return not _is_slack(status) or status.db_in_use_bytes > FULL_SHARE * quota_bytes
+
+
+def next_step(status: MemberStatus, alarms: Sequence[Alarm], *, quota_bytes: int, since_defragment_s: float) -> Step:
+    """From what etcd reports, after compaction."""
+    is_nearly_full = status.db_size_bytes > FULL_SHARE * quota_bytes
+    if any(alarm.kind == "NOSPACE" for alarm in alarms):
+        if not is_nearly_full:
+            return Step.DISARM
+        return Step.DEFRAGMENT if _is_slack(status) else Step.NOTHING
+    if is_nearly_full and _is_slack(status):
+        return Step.DEFRAGMENT
+    is_mostly_air = status.db_in_use_bytes * 2 < status.db_size_bytes
+    if is_mostly_air and status.db_size_bytes > DEFRAGMENT_MIN_BYTES and since_defragment_s > DEFRAGMENT_EVERY_S:
+        return Step.DEFRAGMENT
+    return Step.NOTHING
+
+
+def _is_slack(status: MemberStatus) -> bool:
+    """Whether a defragmentation gives at least a fifth of the file back."""
+    return status.db_in_use_bytes < 0.8 * status.db_size_bytes
+
+
+class RevisionsByTime:
+    """Which revision was the newest at which time, for as long back as is asked for."""
+
+    def __init__(self, kept_s: float) -> None:
+        self._kept_s = kept_s
+        self._noted: deque[tuple[float, int]] = deque()
+
+    def note(self, now: float, revision: int) -> None:
+        self._noted.append((now, revision))
+
+    def take_old(self, now: float) -> int | None:
+        """The newest revision that is at least kept_s old, where one has become so since the last call."""
+        found = None
+        while self._noted and self._noted[0][0] <= now - self._kept_s:
+            found = self._noted.popleft()[1]
+        return found
+
+
+class Maintenance:
+    """The upkeep duty. `run` ends by being canceled."""
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        *,
+        quota_bytes: int,
+        compaction_interval_s: float = 30.0,
+        history_kept_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """history_kept_s: how long a watcher may be away before it has to list again."""
+        self._etcd = etcd
+        self._quota_bytes = quota_bytes
+        self._interval_s = compaction_interval_s
+        self._clock = clock
+        self._sleep = sleep
+        self._revisions = RevisionsByTime(history_kept_s)
+        self._defragmented_at = clock()
+        self._is_healing = False
+        #: What the member last reported; None before the first look.
+        self.status: MemberStatus | None = None
+
+    @property
+    def is_filling_up(self) -> bool:
+        """No new tasks are to be taken. As of the last look."""
+        return self._is_healing or (self.status is not None and is_filling_up(self.status, self._quota_bytes))
+
+    async def run(self) -> None:
+        """Looks now, and then on schedule. Errors of the store are told, and tried again at the next look."""
+        while True:
+            try:
+                await self.look()
+            except StoreError as error:
+                log.warning("etcd's upkeep did not get through, trying again: %s", error)
+            await self._sleep(HEALING_INTERVAL_S if self._is_healing else self._interval_s)
+
+    async def look(self) -> None:
+        """One round: look, compact what is old, and do what that shows to be needed."""
+        status = self.status = await self._etcd.status()
+        now = self._clock()
+        alarms = await self._etcd.alarms()
+        self._is_healing = any(alarm.kind == "NOSPACE" for alarm in alarms)
+        self._revisions.note(now, status.revision)
+        old = self._revisions.take_old(now)
+        if self._is_healing:
+            log.error("etcd's quota of %d bytes is used up: compacting all history", self._quota_bytes)
+            await self._etcd.compact(status.revision)
+        elif old is not None:
+            await self._etcd.compact(old)
+            log.debug("etcd compacted to revision %d of %d", old, status.revision)
+        await self._follow_up(alarms)
+
+    async def _follow_up(self, alarms: Sequence[Alarm]) -> None:
+        status = self.status = await self._etcd.status()
+        step = self._next_step(status, alarms)
+        if step is Step.DEFRAGMENT:
+            started = self._clock()
+            await self._etcd.defragment()
+            self._defragmented_at = self._clock()
+            after = self.status = await self._etcd.status()
+            log.info(
+                "etcd's file defragmented: %d to %d bytes, blocked for %.2f s",
+                status.db_size_bytes,
+                after.db_size_bytes,
+                self._defragmented_at - started,
+            )
+            step = self._next_step(after, alarms)
+        if step is Step.DISARM:
+            for alarm in alarms:
+                if alarm.kind == "NOSPACE":
+                    await self._etcd.disarm(alarm)
+            self._is_healing = False
+            log.info("etcd takes writes again")
+
+    def _next_step(self, status: MemberStatus, alarms: Sequence[Alarm]) -> Step:
+        return next_step(
+            status,
+            alarms,
+            quota_bytes=self._quota_bytes,
+            since_defragment_s=self._clock() - self._defragmented_at,
+        )
