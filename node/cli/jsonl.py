@@ -7,6 +7,7 @@ base64, as in protobuf's JSON (bytes have no other form there).
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ def parse_task(text: bytes) -> tasks_pb2.NewTask:
     _check_names(fields, records_pb2.TaskSpec.DESCRIPTOR, "")
     if isinstance(network := fields.get("network"), str) and network in ("none", "host"):
         fields["network"] = f"NETWORK_{network.upper()}"
+    _check_base64(fields.get("stdin", ""))
     spec = records_pb2.TaskSpec()
     try:
         json_format.ParseDict(fields, spec)
@@ -107,10 +109,21 @@ def _check_names(fields: Mapping[str, object], message: Any, path: str) -> None:
             raise ValueError(f"{path}{name}: there is no such field; there are {', '.join(sorted(known))}")
         if field.type != FieldDescriptor.TYPE_MESSAGE or field.message_type.GetOptions().map_entry:
             continue
-        for index, item in enumerate(value if isinstance(value, list) else [value]):
-            if isinstance(item, dict):
-                at = f"[{index}]" if isinstance(value, list) else ""
-                _check_names(item, field.message_type, f"{path}{name}{at}.")
+        items = value if field.is_repeated and isinstance(value, list) else [value]
+        for index, item in enumerate(items):
+            at = f"{path}{name}[{index}]" if field.is_repeated else f"{path}{name}"
+            # json_format takes an empty list for an empty object.
+            if not isinstance(item, dict):
+                raise ValueError(f"{at}: is not a JSON object")  # noqa: TRY004  (one kind of error)
+            _check_names(item, field.message_type, f"{at}.")
+
+
+def _check_base64(text: object) -> None:
+    """json_format leaves out what is not base64 and takes the rest."""
+    try:
+        base64.b64decode(text if isinstance(text, str) else "", validate=True)
+    except ValueError:
+        raise ValueError("stdin: is not base64, the form of bytes in protobuf's JSON") from None
 
 
 def _words(error: json_format.ParseError) -> str:
