@@ -37,8 +37,9 @@ OWN = ("proc", "dev", "sys")
 #: Covered in /sys: firmware tables and what can be learned from power meters.
 MASKED = ("sys/firmware", "sys/devices/virtual/powercap", "sys/kernel/security")
 
-#: Where all scratch directories are in the spawner's view; each child binds its own and unmounts this.
+#: Where all scratch directories are in the spawner's view; each child binds its own and covers this with EMPTY.
 STAGE = "/.pilfer"
+EMPTY = "/.pilfer-empty"
 
 #: Fresh in each sandbox, so that what is to be mounted below can only be mounted there.
 PER_SANDBOX = ("/tmp", SCRATCH_DIR)  # noqa: S108  (the sandbox's own)
@@ -169,7 +170,7 @@ class View:
 def check_target(target: str) -> str:
     """The target in its plain form. Raises StepFailed where nothing may be mounted there."""
     parts = PurePosixPath(target).parts
-    if not target.startswith("/") or len(parts) < 2 or ".." in parts or parts[1] in (*OWN, STAGE.strip("/")):
+    if not target.startswith("/") or len(parts) < 2 or ".." in parts or parts[1] in (*OWN, STAGE[1:], EMPTY[1:]):
         words = f"{target!r}: a mount's target must be an absolute path without .., and not /, /proc, /dev or /sys"
         raise StepFailed("mount", errno.EINVAL, target, words)
     return "/" + "/".join(parts[1:])
@@ -240,6 +241,7 @@ def _build(config: SpawnerConfig) -> frozenset[str]:
             _put(fd, share.target.strip("/"), is_dir=is_dir)
         except OSError as error:
             raise StepFailed("share", error.errno or 0, share.target) from error
+    Path(EMPTY.lstrip("/")).mkdir(mode=0o700)
     stage = Path(STAGE.lstrip("/"))
     stage.mkdir(mode=0o700)
     _put(scratch, str(stage), is_dir=True)

@@ -7,7 +7,8 @@ The order, and why:
 2. `cgroup namespace`: now, because its root is the group that the child is in at this moment.
 3. `network`: entering a ready namespace.
 4. `proc`, `tmp`, `pts`, `scratch`, `mount`: in the copy of the spawner's view; /proc after the PID namespace.
-   `stage` then lets go of the directory that holds everybody's scratch.
+   `stage` then covers the directory that holds everybody's scratch with an empty one. (Unmounting it instead would
+   wait for an RCU grace period, a millisecond or more on an idle machine; a task cannot uncover it.)
 5. `hostname`.
 6. `stdio`: descriptors 0 to 2; then all but the report socket are closed, before anything of the task's runs.
 7. `limits`: of descriptors.
@@ -32,7 +33,7 @@ from typing import NamedTuple
 
 from isolation import _sandbox as sys_
 from isolation import kernel
-from isolation.mounts import STAGE, Attachment
+from isolation.mounts import EMPTY, STAGE, Attachment
 from isolation.spec import SCRATCH_DIR, SandboxSpec
 
 #: Descriptor of the report socket, in the spawner and in every PID 1.
@@ -83,7 +84,7 @@ def steps(spec: SandboxSpec, r: Resources) -> list[Step]:
     plan.append(_mount("scratch", f"{STAGE}/{spec.id}", SCRATCH_DIR, "", flags=sys_.MS_BIND))
     for attachment in r.attachments:
         plan += _attach(attachment)
-    plan.append(Step("stage", STAGE, (0, sys_.SYS_umount2, STAGE.encode(), kernel.MNT_DETACH)))
+    plan.append(_mount("stage", EMPTY, STAGE, "", flags=sys_.MS_BIND))
     hostname = spec.id[:_HOSTNAME_MAX].encode()
     plan.append(Step("hostname", "", (0, sys_.SYS_sethostname, hostname, len(hostname))))
     plan += [Step("stdio", str(i), (0, sys_.SYS_dup3, fd, i, 0)) for i, fd in enumerate(r.stdio)]
