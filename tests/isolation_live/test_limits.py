@@ -1,0 +1,57 @@
+"""Limits hold, from the first instruction on."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.isolation_live.conftest import Runner, with_limits
+
+pytestmark = pytest.mark.isolation
+
+#: Forks until it is refused or has forked 40 children (bounded, whatever the limit does), and prints how many.
+FORKS = """
+import os, sys, time
+n = 0
+try:
+    while n < 40:
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+        n += 1
+except OSError as e:
+    print(n, e.strerror)
+else:
+    print(n)
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+async def test_pids(runner: Runner) -> None:
+    result = await runner.run("/usr/bin/python3", "-c", FORKS, limits=with_limits(pids=10))
+    assert result.stdout == "9 Resource temporarily unavailable\n"  # and the command itself
+    assert (await runner.run("/usr/bin/python3", "-c", FORKS)).stdout == "40\n"
+
+
+async def test_one_pid_is_enough_for_a_command(runner: Runner) -> None:
+    assert (await runner.run("/bin/true", limits=with_limits(pids=1))).ended.exit_code == 0
+
+
+async def test_cpu_quota(runner: Runner) -> None:
+    code = "import time\nend = time.monotonic() + 1\nwhile time.monotonic() < end: pass"
+    for _ in range(2):
+        usage = (await runner.run("/usr/bin/python3", "-c", code, limits=with_limits(cpu=0.25))).ended.usage
+        assert 0.1 < usage.cpu_s / usage.wall_s < 0.35
+    # The quota is this sandbox's alone: the group is used again without it.
+    usage = (await runner.run("/usr/bin/python3", "-c", code)).ended.usage
+    assert usage.cpu_s / usage.wall_s > 0.35
+
+
+async def test_descriptors_are_bounded(runner: Runner) -> None:
+    assert (await runner.sh("ulimit -n; ulimit -c")).stdout.split() == ["1024", "0"]
+
+
+async def test_memory_none_is_unlimited(runner: Runner) -> None:
+    code = "b = bytearray(300 << 20); print(len(b))"
+    result = await runner.run("/usr/bin/python3", "-c", code, limits=with_limits(memory_bytes=None))
+    assert result.stdout == f"{300 << 20}\n"
