@@ -1,0 +1,44 @@
+"""The model at the command line.
+
+python -m tests.model            every scenario under the rules, and every flaw (seconds)
+python -m tests.model NAME ...   these flaws alone, with their shortest interleavings
+python -m tests.model --deep     the rules with larger fault budgets (minutes)
+
+Exit status 1: the rules are violated, or a flaw is not caught.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tests.model.explore import explore
+from tests.model.flaws import FLAWS
+from tests.model.moves import Model
+from tests.model.state import ALL, SCENARIOS, Rules
+
+
+def main(names: list[str]) -> int:
+    runs = [("rules", Rules(), scenario, 2) for scenario in SCENARIOS]
+    if names == ["--deep"]:
+        runs = [("rules", Rules(), scenario, 2) for scenario in ALL]
+        runs += [("rules, 3 hosts", Rules(), scenario, 3) for scenario in ("crash", "partition")]
+    elif names:
+        runs = [(name, *FLAWS[name], 2) for name in names]
+    else:
+        runs += [(name, rules, scenario, 2) for name, (rules, scenario) in FLAWS.items()]
+    wrong = 0
+    for title, rules, scenario, hosts in runs:
+        begun = time.monotonic()
+        found = explore(Model(rules, ALL[scenario], hosts))
+        wrong += (found.violation is not None) != (title in FLAWS)
+        verdict = f"{found.violation} ({len(found.trace)} steps)" if found.violation else "holds"
+        seconds = time.monotonic() - begun
+        print(f"{title:40} {scenario:26} {found.states:8} states {seconds:5.1f} s  {verdict}", flush=True)
+        if names and found.violation:
+            print("".join(f"    {number:2} {step}\n" for number, step in enumerate(found.trace, 1)))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
