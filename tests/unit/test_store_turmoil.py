@@ -19,7 +19,7 @@ async def crowd(seed: int) -> Turmoil:
         turmoil = Turmoil(seed, etcd)
         jitter = Turmoil(seed + 1, etcd).random
         etcd.latency = lambda: jitter.choice([0.0, 0.0, 0.002, 0.03])
-        await turmoil.run(steps=30)
+        await turmoil.run(steps=50)
         await turmoil.check()
         return turmoil
 
