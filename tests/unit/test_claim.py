@@ -267,6 +267,14 @@ def test_only_what_the_big_task_needs_is_held() -> None:
     assert plan.held_for == tid(0)
 
 
+@pytest.mark.parametrize("numbers", [(0, 1), (1, 0)])
+def test_capacity_is_held_for_the_oldest_of_several(numbers: tuple[int, int]) -> None:
+    view = QueueView(ME, CAPACITY)
+    for number, requirements in zip(numbers, (BIG, Requirements(cpu=3.0)), strict=True):
+        view.add(tid(number), requirements, now=0.0)
+    assert plan_claims(view, situation(15.0, cpu=2.0)).held_for == tid(0)
+
+
 def test_holding_ends_for_a_while_and_the_plan_says_when() -> None:
     view = view_of(BIG, SMALL)
     after = DEFAULT_SETTINGS.hold_after_s

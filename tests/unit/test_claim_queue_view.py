@@ -135,6 +135,13 @@ def test_new_peers_give_new_ranks() -> None:
     assert {view.get(tid(n)).steps() for n in range(50)} == {0}
     view.set_nodes({f"peer{n}": CAPACITY for n in range(7)})
     assert {view.get(tid(n)).steps() for n in range(50)} == {0, 1, 2, 3}
+    more = {f"peer{n}": CAPACITY for n in range(40)}
+    view.set_nodes(more)
+    fresh = QueueView("me", CAPACITY)
+    fresh.set_nodes(more)
+    for number in range(50):
+        fresh.add(tid(number), SMALL, now=0.0)
+        assert view.get(tid(number)).steps() == fresh.get(tid(number)).steps()
     view.set_nodes({})
     assert {view.get(tid(n)).steps() for n in range(50)} == {0}
 
