@@ -7,7 +7,6 @@ and is shown as one.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
@@ -47,6 +46,10 @@ class Failure(Exception):  # noqa: N818  (not always an error: a time limit is o
     def __init__(self, message: str, exit_code: ExitCode) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class ReaderGone(Exception):  # noqa: N818  (no error of ours)
+    """Whoever read our stdout has gone away."""
 
 
 _CODES: tuple[tuple[type[PilferError], ExitCode], ...] = (
@@ -94,7 +97,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = root.main(args=list(arguments), prog_name=program, standalone_mode=False)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         return _broken_pipe()
     except (KeyboardInterrupt, click.Abort):
         return ExitCode.INTERRUPTED
@@ -127,7 +130,7 @@ def _broken_pipe() -> int:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
-    return 128 + signal.SIGPIPE
+    return ExitCode.BROKEN_PIPE
 
 
 def _say(program: str, error: PilferError) -> None:

@@ -7,6 +7,8 @@ from typing import Final, cast
 
 import click
 
+from node.cli.failures import ReaderGone
+
 #: Verb -> what it does, for `node --help`; the verb's own module is `node.cli.VERB`, its command `command`.
 VERBS: Final[dict[str, str]] = {
     "start": "Start a node on this machine, in the foreground.",
@@ -39,6 +41,13 @@ class LazyGroup(click.Group):
         if cmd_name not in VERBS:
             return None
         return cast(click.Command, importlib.import_module(f"node.cli.{cmd_name}").command)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            # click would exit with 1 for an OSError of this kind, before `failures.run` sees it.
+            raise ReaderGone from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """From the table, without loading anything."""

@@ -107,7 +107,7 @@ def _check_names(fields: Mapping[str, object], message: Any, path: str) -> None:
         field = known.get(name)
         if field is None:
             raise ValueError(f"{path}{name}: there is no such field; there are {', '.join(sorted(known))}")
-        if field.type != FieldDescriptor.TYPE_MESSAGE or field.message_type.GetOptions().map_entry:
+        if value is None or field.type != FieldDescriptor.TYPE_MESSAGE or field.message_type.GetOptions().map_entry:
             continue
         items = value if field.is_repeated and isinstance(value, list) else [value]
         for index, item in enumerate(items):

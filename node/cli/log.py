@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 def command(
     client: Client, *, task_id: str, follow: bool, stream: str | None, attempt: int | None, tail: int | None
 ) -> None:
-    """Print what a task wrote: its stdout on stdout, its stderr on stderr, byte for byte."""
+    """Print what a task wrote.
+
+    Its stdout goes to stdout, its stderr to stderr, byte for byte.
+    """
     chunks = client.log(task_id, stream=stream, follow=follow, tail_lines=tail, attempt=attempt)
     write_chunks(chunks, all_on_stdout=stream is not None)
 

@@ -153,8 +153,9 @@ class FakeCluster:
     def add(self, new: tasks_pb2.NewTask) -> None:
         task = records_pb2.Task(id=new.id, spec=new.spec, status=records_pb2.TASK_STATUS_QUEUED)
         task.submitted_at.GetCurrentTime()
-        self.tasks[new.id] = task
-        self._moved(task)
+        with self.changed:
+            self.tasks[new.id] = task
+            self._moved(task)
 
     def request_cancel(self, task: records_pb2.Task) -> None:
         task.cancel_requested = True
