@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def command(settings: Settings, as_json: bool) -> None:
     """Show a node's settings and where each comes from.
 
-    A flag counts before PILFER_* in the environment, that before a TOML file, that before the default. Values are written as they can be given; an empty one is found out at start.
+    A flag counts before PILFER_* in the environment, that before a TOML file, that before the default. Values are
+    written as they can be given; an empty one is found out at start.
     """
     from node.config import describe
 

@@ -203,7 +203,7 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
     def __init__(self, cluster: FakeCluster) -> None:
         self._cluster = cluster
 
-    def Submit(self, request: tasks_pb2.SubmitRequest, context: Any) -> tasks_pb2.SubmitResponse:  # noqa: N802
+    def Submit(self, request: tasks_pb2.SubmitRequest, context: Any) -> tasks_pb2.SubmitResponse:  # noqa: N802  (gRPC's name)
         cluster = self._cluster
         cluster.enter("Submit", context)
         cluster.submits.append(request)
@@ -237,12 +237,12 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
             raise AssertionError("abort returns never")
         return task
 
-    def Status(self, request: tasks_pb2.StatusRequest, context: Any) -> tasks_pb2.StatusResponse:  # noqa: N802
+    def Status(self, request: tasks_pb2.StatusRequest, context: Any) -> tasks_pb2.StatusResponse:  # noqa: N802  (gRPC's name)
         self._cluster.enter("Status", context)
         with self._cluster.changed:
             return tasks_pb2.StatusResponse(tasks=[self._get(given, context) for given in request.ids])
 
-    def Cancel(self, request: tasks_pb2.CancelRequest, context: Any) -> tasks_pb2.CancelResponse:  # noqa: N802
+    def Cancel(self, request: tasks_pb2.CancelRequest, context: Any) -> tasks_pb2.CancelResponse:  # noqa: N802  (gRPC's name)
         cluster = self._cluster
         cluster.enter("Cancel", context)
         results = []
@@ -265,7 +265,7 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
         cluster.leave("Cancel", context)
         return tasks_pb2.CancelResponse(results=results)
 
-    def List(self, request: tasks_pb2.ListRequest, context: Any) -> tasks_pb2.ListResponse:  # noqa: N802
+    def List(self, request: tasks_pb2.ListRequest, context: Any) -> tasks_pb2.ListResponse:  # noqa: N802  (gRPC's name)
         """Pages hold as many candidates as asked for; those that do not match are left out, as the node does it."""
         self._cluster.enter("List", context)
         with self._cluster.changed:
@@ -282,7 +282,7 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
             ]
             return tasks_pb2.ListResponse(tasks=tasks, next_page_token=page[-1] if len(page) < len(ids) else "")
 
-    def Watch(self, request: tasks_pb2.WatchRequest, context: Any) -> Iterator[tasks_pb2.WatchResponse]:  # noqa: N802
+    def Watch(self, request: tasks_pb2.WatchRequest, context: Any) -> Iterator[tasks_pb2.WatchResponse]:  # noqa: N802  (gRPC's name)
         cluster = self._cluster
         generation = cluster.enter("Watch", context)
         with cluster.changed:
@@ -303,7 +303,7 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
                 yield response
                 sent += 1
             with cluster.changed:
-                cluster.changed.wait_for(lambda p=position: len(cluster.events) > p, timeout=0.05)  # type: ignore[misc]
+                cluster.changed.wait_for(lambda p=position: len(cluster.events) > p, timeout=0.05)  # type: ignore[misc]  # bound now
                 events = cluster.events[position:]
                 position += len(events)
             cluster.check_stream(generation, sent, context)
@@ -316,7 +316,7 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
                 and (deleted or dict(request.labels).items() <= dict(task.spec.labels).items())
             ]
 
-    def Log(self, request: tasks_pb2.LogRequest, context: Any) -> Iterator[tasks_pb2.LogResponse]:  # noqa: N802
+    def Log(self, request: tasks_pb2.LogRequest, context: Any) -> Iterator[tasks_pb2.LogResponse]:  # noqa: N802  (gRPC's name)
         cluster = self._cluster
         generation = cluster.enter("Log", context)
         with cluster.changed:
@@ -336,7 +336,7 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
             if not context.is_active() or not request.follow or wanted is not None:
                 return
             with cluster.changed:
-                cluster.changed.wait_for(lambda n=number: task.attempt > n or task.status in TERMINAL, 0.05)  # type: ignore[misc]
+                cluster.changed.wait_for(lambda n=number: task.attempt > n or task.status in TERMINAL, 0.05)  # type: ignore[misc]  # bound now
                 if task.attempt > number:
                     number += 1
                 elif task.status in TERMINAL:
@@ -376,7 +376,7 @@ class FakeNodes(nodes_pb2_grpc.NodeServiceServicer):
     def __init__(self, cluster: FakeCluster) -> None:
         self._cluster = cluster
 
-    def ListNodes(self, request: nodes_pb2.ListNodesRequest, context: Any) -> nodes_pb2.ListNodesResponse:  # noqa: N802
+    def ListNodes(self, request: nodes_pb2.ListNodesRequest, context: Any) -> nodes_pb2.ListNodesResponse:  # noqa: N802  (gRPC's name)
         self._cluster.enter("ListNodes", context)
         return nodes_pb2.ListNodesResponse(nodes=self._cluster.nodes)
 
