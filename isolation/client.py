@@ -150,6 +150,11 @@ class Spawner:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def running_count(self) -> int:
+        """Sandboxes that were asked for and have not ended."""
+        return len(self._launching) + len(self._running)
+
     async def launch(self, spec: SandboxSpec, *, stdin: int, stdout: int, stderr: int) -> Sandbox:
         """Starts a sandbox; returns when its command was executed.
 

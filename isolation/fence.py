@@ -17,6 +17,7 @@ from enum import Enum
 
 from isolation import _sandbox
 from isolation.cgroup import Parent
+from isolation.sandbox import FENCE
 from isolation.timers import Timer, Timers, now_ns
 
 FREEZE_PATIENCE_S = 0.1
@@ -34,11 +35,13 @@ class Fence:
         parent: Parent,
         timers: Timers,
         *,
-        kill_all: Callable[[], None],
+        kill_all: Callable[[str], None],
         kill_unfrozen: Callable[[], None],
         log: Callable[[str], None],
     ) -> None:
-        """`kill_all` signals every process of every sandbox; `kill_unfrozen` those of sandboxes that still move."""
+        """`kill_all` signals every process of every sandbox, for the given reason; `kill_unfrozen` those of
+        sandboxes that still move.
+        """
         self._parent = parent
         self._timers = timers
         self._kill_all = kill_all
@@ -72,7 +75,7 @@ class Fence:
         self.state = State.FROZEN
         if not self._parent.can_freeze:
             self._log("deadline reached: killing every sandbox, since this host cannot freeze")
-            self._kill_all()
+            self._kill_all(FENCE)
             return
         self._log("deadline reached: freezing every sandbox")
         self._parent.freeze()
@@ -89,12 +92,12 @@ class Fence:
         self._timers.cancel(self._timer)
         self._timer = None
         self.state = State.LOST
-        self.kill_frozen()
+        self.kill_frozen(FENCE)
 
-    def kill_frozen(self) -> None:
+    def kill_frozen(self, reason: str) -> None:
         """Kills everything, frozen or not, so that nothing takes another step in between."""
         if self._parent.can_freeze:
             self._parent.freeze()
-        self._kill_all()
+        self._kill_all(reason)
         if self._parent.can_freeze:
             self._parent.thaw()

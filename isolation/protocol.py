@@ -367,9 +367,12 @@ _FDS_SPACE = socket.CMSG_SPACE(FDS_MAX * 4)
 
 def receive(sock: socket.socket) -> Received:
     """The next datagram, with its body fetched. Raises BlockingIOError when there is none."""
-    data, ancillary, flags, _ = sock.recvmsg(
-        INLINE_BYTES + 1, _FDS_SPACE, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-    )
+    try:
+        data, ancillary, flags, _ = sock.recvmsg(
+            INLINE_BYTES + 1, _FDS_SPACE, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        )
+    except ConnectionResetError:  # closed with messages of ours unread
+        return Received(b"", ())
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -179,7 +179,7 @@ class Spawner:
             log("closing", why=why, sandboxes=len(self._by_pid))
             self._is_closing = True
             self._close_by_s = time.monotonic() + CLOSE_PATIENCE_S
-            self._fence.kill_frozen()
+            self._fence.kill_frozen(STOP)
 
     def _end(self) -> None:
         if self._by_pid:
@@ -243,10 +243,16 @@ class Spawner:
         except ProtocolError as error:
             self._refuse(sandbox_id or protocol.find_id(received.data), str(error))
         except StepFailed as failure:
-            self._send(SetupFailed(sandbox_id, failure.step, failure.errno, failure.subject, failure.detail))
+            self._fail(sandbox_id, failure)
         except OSError as error:  # ENOMEM, EMFILE, EAGAIN: the host is short of something, the spawner goes on
             number = error.errno or 0
-            self._send(SetupFailed(sandbox_id, "prepare", number, "", explain(number, str(error.filename or ""))))
+            self._fail(sandbox_id, StepFailed("prepare", number, "", explain(number, str(error.filename or ""))))
+
+    def _fail(self, sandbox_id: str, failure: StepFailed) -> None:
+        if sandbox_id:
+            self._send(SetupFailed(sandbox_id, failure.step, failure.errno, failure.subject, failure.detail))
+        else:
+            self._send(protocol.Refused(f"{failure.step}: {failure.detail}"))
 
     def _refuse(self, sandbox_id: str | None, detail: str) -> None:
         log("refused", sandbox=sandbox_id, detail=detail)
@@ -401,22 +407,24 @@ class Spawner:
                 _kill_pids(sandbox.group.pids())
         os.kill(sandbox.pid, signal.SIGKILL)
 
-    def _kill_all(self) -> None:
+    def _kill_all(self, reason: str) -> None:
         with contextlib.suppress(OSError):
             _kill_pids(self._parent.pids())
         for sandbox in list(self._by_pid.values()):
-            self._fenced(sandbox)
+            self._kill_for(sandbox, reason)
 
     def _kill_unfrozen(self) -> None:
         for sandbox in list(self._by_pid.values()):
             with contextlib.suppress(OSError):
                 if not sandbox.group.is_frozen():
                     _kill_pids(sandbox.group.pids())
-                    self._fenced(sandbox)
+                    self._kill_for(sandbox, FENCE)
 
-    def _fenced(self, sandbox: Sandbox) -> None:
-        sandbox.asked_by = FENCE
-        sandbox.given_up = ("fence", errno.ECANCELED, "killed at the node's deadline")
+    def _kill_for(self, sandbox: Sandbox, reason: str) -> None:
+        """A kill that comes before whatever else was asked for this sandbox."""
+        sandbox.asked_by = reason
+        step, words = ("fence", "the node's deadline") if reason == FENCE else ("closing", "the spawner's end")
+        sandbox.given_up = (step, errno.ECANCELED, f"killed at {words} while it was set up")
         os.kill(sandbox.pid, signal.SIGKILL)
 
     def _cancel_timers(self, sandbox: Sandbox) -> None:

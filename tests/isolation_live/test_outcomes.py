@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+from typing import Any
 
 import pytest
 
@@ -92,7 +93,7 @@ async def test_a_limit_too_small_to_start_is_out_of_memory(runner: Runner) -> No
     assert (ended.out_of_memory, ended.exit_code) == (True, None)
 
 
-async def _failure(runner: Runner, *argv: str, **fields: object) -> tuple[str, int, str]:
+async def _failure(runner: Runner, *argv: str, **fields: Any) -> tuple[str, int, str]:
     with pytest.raises(SandboxFailed) as failed:
         await runner.run(*argv, **fields)
     report = failed.value.report

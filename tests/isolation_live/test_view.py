@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,13 +15,13 @@ from tests.support.wait import wait_until
 pytestmark = pytest.mark.isolation
 
 
-async def _python(runner: Runner, code: str, **fields: object) -> str:
+async def _python(runner: Runner, code: str, **fields: Any) -> str:
     result = await runner.run("/usr/bin/python3", "-c", code, **fields)
     assert result.ended.exit_code == 0, result.stderr
     return result.stdout.strip()
 
 
-async def _errno(runner: Runner, call: str, **fields: object) -> str:
+async def _errno(runner: Runner, call: str, **fields: Any) -> str:
     """The name of the errno that a libc function gives, or `ok`."""
     code = (
         "import ctypes, errno\nc = ctypes.CDLL(None, use_errno=True)\n"

@@ -1,0 +1,138 @@
+"""Whoever dies, no task goes on: the spawner, the node, and what an earlier run left, frozen or not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from isolation.client import Spawner, SpawnerConfig
+from isolation.errors import HostLacks, SpawnerDied
+from tests.isolation_live.conftest import Runner, running
+from tests.isolation_live.test_fencing import boottime, is_frozen
+from tests.support.leaks import cgroups_of
+from tests.support.wait import wait_until, wait_until_sync
+
+pytestmark = pytest.mark.isolation
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def test_spawner_killed(config: SpawnerConfig) -> None:
+    told: list[str] = []
+    spawner = await Spawner.start(config, on_died=told.append)
+    runner = Runner(spawner)
+    sandbox = await runner.start("sleep", "60")
+    os.kill(spawner.pid, signal.SIGKILL)
+    with pytest.raises(SpawnerDied):
+        await sandbox.wait()
+    assert "gone" in await spawner.wait_died()
+    assert len(told) == 1
+    await wait_until(lambda: not is_alive(sandbox.started.pid), 1)
+    with pytest.raises(SpawnerDied):
+        await runner.run("/bin/true")
+    await spawner.close()
+    runner.close()
+    async for again in running(config):  # removes what the killed one could not
+        assert (await again.run("/bin/true")).ended.exit_code == 0
+
+
+async def test_frozen_leftovers_are_gone_before_the_next_is_ready(config: SpawnerConfig) -> None:
+    spawner = await Spawner.start(config)
+    runner = Runner(spawner)
+    sandboxes = [await runner.start("sleep", "60") for _ in range(3)]
+    pids = [sandbox.started.pid for sandbox in sandboxes]
+    spawner.set_deadline(boottime())
+    await wait_until(lambda: all(map(is_frozen, pids)))
+    os.kill(spawner.pid, signal.SIGKILL)
+    await spawner.wait_died()
+    if spawner.report.cgroup_version == 1:
+        assert any(map(is_alive, pids))  # so that what follows means something
+    await spawner.close()
+    runner.close()
+    again = await Spawner.start(config)
+    assert not any(map(is_alive, pids))
+    await again.close()
+    assert cgroups_of(config.host_id) == []
+
+
+NODE = """
+import asyncio, os, sys
+from pathlib import Path
+from isolation.client import Spawner, SpawnerConfig
+from isolation.spec import Limits, SandboxSpec
+
+async def main():
+    spawner = await Spawner.start(SpawnerConfig(host_id=sys.argv[1], scratch_root=Path(sys.argv[2])))
+    null = os.open("/dev/null", os.O_RDWR)
+    argv = ("sh", "-c", "trap '' TERM HUP; (setsid sleep 60 &); sleep 60")
+    spec = SandboxSpec("t", argv, {"PATH": "/usr/bin:/bin"}, Limits(1.0, None, 20))
+    sandbox = await spawner.launch(spec, stdin=null, stdout=null, stderr=null)
+    print(spawner.pid, sandbox.started.pid, flush=True)
+    await sandbox.wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_node_killed(config: SpawnerConfig, *, frozen: bool) -> None:
+    root = Path(__file__).parents[2]
+    node = subprocess.Popen(
+        [sys.executable, "-c", NODE, config.host_id, str(config.scratch_root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=root,
+    )
+    assert node.stdout is not None
+    try:
+        spawner_pid, pid = map(int, node.stdout.readline().split())
+        if frozen:
+            for state in Path("/sys/fs/cgroup/freezer").glob(f"**/{config.host_id}/freezer.state"):
+                state.write_text("FROZEN")
+    finally:
+        node.kill()
+        node.wait()
+        node.stdout.close()
+    began = time.monotonic()
+    wait_until_sync(lambda: not is_alive(pid) and not is_alive(spawner_pid), 5)
+    assert time.monotonic() - began < 2  # 1 s is promised; the test's machine may be busy
+    assert cgroups_of(config.host_id) == []
+    assert list(config.scratch_root.iterdir()) == []
+
+
+async def test_close_kills_what_runs(config: SpawnerConfig) -> None:
+    spawner = await Spawner.start(config)
+    runner = Runner(spawner)
+    sandboxes = [await runner.start("sh", "-c", "trap '' TERM; echo on; sleep 60", says="on") for _ in range(3)]
+    waiting = [asyncio.create_task(sandbox.wait()) for sandbox in sandboxes]
+    await spawner.close()
+    ends = await asyncio.gather(*waiting)
+    assert {end.ended_by for end in ends} == {"stop"}
+    assert not is_alive(spawner.pid)
+    assert cgroups_of(config.host_id) == []
+    await spawner.close()
+    runner.close()
+
+
+async def test_signals_to_the_group_do_not_end_it(runner: Runner) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(runner.spawner.pid, number)
+    assert (await runner.run("/bin/true")).ended.exit_code == 0
+
+
+async def test_a_host_that_cannot_is_told_in_words(config: SpawnerConfig, tmp_path: Path) -> None:
+    (tmp_path / "scratch").write_text("a file in the way")
+    with pytest.raises(HostLacks, match="scratch"):
+        await Spawner.start(config)
