@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
+
 from etcd import codec
 from etcd.errors import StoreError
 from etcd.listing import BadPageToken
@@ -77,6 +78,9 @@ class TaskCalls:
         for index, new in enumerate(request.tasks):
             if index % YIELD_EVERY == 0:
                 await asyncio.sleep(0)  # lets the node's other duties in: 100,000 specs take seconds to check
+            if new.spec.network not in records_pb2.Network.values():
+                found.append(Violation(f"tasks[{index}].spec.network", "must be none or host"))
+                continue
             spec = codec.spec_from_proto(new.spec)
             for violation in self._violations(new, spec, seen, now):
                 found.append(Violation(f"tasks[{index}].{violation.field}", violation.message))
@@ -125,9 +129,7 @@ class TaskCalls:
         if task_id is None:
             return tasks_pb2.CancelResult(id=given, step=tasks_pb2.CANCEL_STEP_NOT_FOUND)
         canceled = await self._store.cancel(task_id, now=time.time(), timeout_s=timeout_s)
-        result = tasks_pb2.CancelResult(
-            id=task_id, step=tasks_pb2.CancelStep.Value(f"CANCEL_STEP_{canceled.step.name}")
-        )
+        result = tasks_pb2.CancelResult(id=task_id, step=f"CANCEL_STEP_{canceled.step.name}")
         if canceled.task is not None:
             result.status = codec.status_to_proto(canceled.task.status)
         return result

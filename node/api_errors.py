@@ -100,7 +100,6 @@ def _of_store(error: Exception) -> ApiError | None:
 Self = TypeVar("Self")
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-Context = grpc.aio.ServicerContext  # type: ignore[type-arg]  # generic in the stubs alone
 
 
 def answers(

@@ -13,6 +13,7 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from etcd import codec, keys
@@ -22,6 +23,7 @@ from etcd.client import EtcdClient
 from etcd.endpoints import ClientTls
 from etcd.errors import StoreError
 from etcd.identity import Identity
+from etcd.maintenance import Maintenance
 from etcd.server import EtcdNotReady, EtcdServer, ServerEvent, ServerEventKind
 from etcd.server_flags import EtcdConfig
 from etcd.store import TaskStore
@@ -36,18 +38,19 @@ from node.api_watch import WatchCall
 from node.certificates import keep_certificates
 from node.cluster import Cluster, ensure_cluster
 from node.config import Settings
-from node.core.model import Capacity
 from node.core.model import Node as NodeRecord
+from node.core.retention import Limits
 from node.datadir import DataDir, DataDirError, boot_id, machine_id
 from node.datadir import Incarnation as LastRun
 from node.incarnation import Surroundings
 from node.lives import Lives
 from node.load import host_capacity
 from node.logs import LogStore
+from node.retention import Retention
 from node.runner import RunContext
-from node.server import AddressInUse, Listen, Tasks, serving
+from node.server import AddressInUse, Listen, node_service, serving, task_service
 from node.session import Session
-from node.store_duties import StoreDuties
+from node.store_duties import StoreDuties, remove_logs
 from node.supervised_spawner import SupervisedSpawner
 from node.trust import Trust, TrustError, ensure_trust, names_of_this_host
 from pilfer.version import VERSION
@@ -86,6 +89,8 @@ def _start_logging(level: str) -> None:
         format="%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
+    for name in ("grpc", "asyncio"):  # their debug lines are about themselves, a dozen for each call
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 async def _until_signal(settings: Settings) -> None:
@@ -125,6 +130,7 @@ class _Engines:
     spawner: SupervisedSpawner
     server: EtcdServer
     etcd: EtcdClient
+    batcher: Batcher
     store: TaskStore
 
 
@@ -136,6 +142,7 @@ class _Node:
         self._data = data
         self._trust = trust
         self._tls = ClientTls(ca=trust.ca_cert, cert=trust.node_cert, key=trust.node_key)
+        self._etcd = find_etcd(str(settings.etcd_binary) if settings.etcd_binary else None)
         self._capacity = host_capacity(settings.cpu, settings.memory_bytes)
         self._started_at = time.time()
         #: HOST:PORT that is served, with the real port; empty without --listen.
@@ -153,28 +160,28 @@ class _Node:
             lambda: self._session(engines),
             on_begin=lambda session, identity: self._remember(session, identity, engines.spawner),
         )
-        duties = StoreDuties(engines.etcd, engines.store, settings, logs)
+        duties = self._store_duties(engines, logs)
         calls = TaskCalls(
             engines.store, admission, retention_age_s=settings.retention_age_s, refusal=lambda: duties.refusal
         )
-        tasks = Tasks(calls, WatchCall(engines.etcd), LogCall(engines.etcd, calls, logs, self._data.host_id))
-        nodes = NodeCalls(engines.etcd, lambda: self._condition(lives, duties))
-        async with asyncio.TaskGroup() as group:
-            background = (
-                group.create_task(engines.spawner.run(), name="spawner"),
-                group.create_task(duties.run(), name="store duties"),
-                group.create_task(keep_certificates(self._trust), name="certificates"),
-            )
-            async with serving(tasks, nodes, socket=self._data.socket, listen=self._listen()) as address:
-                self._address = address or ""
-                self._announce(await lives.begin())
+        tasks = task_service(calls, WatchCall(engines.etcd), LogCall(engines.etcd, calls, logs, self._data.host_id))
+        nodes = node_service(NodeCalls(engines.etcd, lambda: self._condition(lives)))
+        async with serving(tasks, nodes, socket=self._data.socket, listen=self._listen()) as address:
+            self._address = address or ""
+            identity = await lives.begin()
+            async with asyncio.TaskGroup() as group:
+                background = (
+                    group.create_task(engines.spawner.run(), name="spawner"),
+                    group.create_task(duties.run(), name="store duties"),
+                    group.create_task(keep_certificates(self._trust), name="certificates"),
+                )
+                self._announce(identity)
                 await lives.run(stop, hurry)
-            for task in background:
-                task.cancel()
+                for task in background:
+                    task.cancel()
 
     async def _start_engines(self, stack: contextlib.AsyncExitStack) -> _Engines:
         """Starts spawner and etcd side by side; `stack` stops them."""
-        settings = self._settings
         spawner = SupervisedSpawner(self._spawner_config())
         server = EtcdServer(self._etcd_config(), on_event=_log_etcd)
         stack.push_async_callback(server.stop)
@@ -189,8 +196,7 @@ class _Node:
             log.warning("not enforced on this host: %s", lack)
         etcd = await stack.enter_async_context(EtcdClient([server.client_address], self._tls))
         batcher = await stack.enter_async_context(Batcher(etcd))
-        log.debug("engines are up, quota %d bytes", settings.etcd_quota_bytes)
-        return _Engines(spawner, server, etcd, TaskStore(batcher, etcd))
+        return _Engines(spawner, server, etcd, batcher, TaskStore(batcher, etcd))
 
     def _spawner_config(self) -> SpawnerConfig:
         return SpawnerConfig(
@@ -205,7 +211,7 @@ class _Node:
     def _etcd_config(self) -> EtcdConfig:
         settings = self._settings
         return EtcdConfig(
-            binary=find_etcd(str(settings.etcd_binary) if settings.etcd_binary else None),
+            binary=self._etcd,
             name=self._data.host_id,
             directory=self._data.etcd,
             tls=self._tls,
@@ -222,9 +228,7 @@ class _Node:
             log.info("node=%s was the last run here: revoking its lease", last.node_id)
             await etcd.lease_revoke(last.lease_id)
 
-    def _surroundings(
-        self, engines: _Engines, cluster: Cluster, logs: LogStore, admission: Admission
-    ) -> Surroundings:
+    def _surroundings(self, engines: _Engines, cluster: Cluster, logs: LogStore, admission: Admission) -> Surroundings:
         return Surroundings(
             etcd=engines.etcd,
             store=engines.store,
@@ -273,10 +277,30 @@ class _Node:
             )
         )
 
-    def _condition(self, lives: Lives, duties: StoreDuties) -> Condition:
-        life = lives.current
+    def _store_duties(self, engines: _Engines, logs: LogStore) -> StoreDuties:
+        settings = self._settings
+
+        async def on_forgotten(task_ids: Sequence[str]) -> None:
+            await remove_logs(logs, task_ids)
+
+        return StoreDuties(
+            Maintenance(
+                engines.etcd,
+                quota_bytes=settings.etcd_quota_bytes,
+                compaction_interval_s=settings.compaction_interval_s,
+            ),
+            Retention(
+                engines.etcd,
+                engines.batcher,
+                Limits(max_age_s=settings.retention_age_s, max_count=settings.retention_count),
+                on_forgotten=on_forgotten,
+            ),
+        )
+
+    def _condition(self, lives: Lives) -> Condition:
+        life, etcd_version = lives.current, self._etcd.version_text
         if life is None:
-            return Condition("", "joining", 0.0, 0, 0.0, 0, duties.etcd_version)
+            return Condition("", "joining", 0.0, 0, 0.0, 0, etcd_version)
         state = "draining" if life.is_draining else "at_risk" if life.is_at_risk else "ready"
         reserved = life.ledger.reserved
         return Condition(
@@ -286,7 +310,7 @@ class _Node:
             running=len(life.runner.runs),
             reserved_cpu=reserved.milli_cpu / 1000,
             reserved_memory_bytes=reserved.memory_bytes,
-            etcd_version=duties.etcd_version,
+            etcd_version=etcd_version,
         )
 
     def _listen(self) -> Listen | None:

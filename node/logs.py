@@ -4,9 +4,10 @@ The node opens the files and passes them down; no byte goes through Python on it
 survives every process here. Layout: `logs/SHARD/TASK_ID.ATTEMPT.stdout` and `.stderr`, SHARD the last two hex digits
 of the id (random in a UUIDv7, so that no directory grows large).
 
-Files are opened without following links and never executed; a task holds an append-only descriptor, so that it can
-neither move back nor cut off what it wrote (O_APPEND; a task may still truncate through /proc/self/fd, which is
-its own loss).
+Files are opened without following links. A task holds descriptors that only append. It may also open them again by
+/dev/stdout and /dev/stderr, as scripts do (`echo oops >/dev/stderr`), and so the files may be written, not read, by
+everybody; the 0700 directories keep everybody else away. Opened so with `>`, what was written before is cut off, as
+with any other file: `>>` keeps it.
 """
 
 from __future__ import annotations
@@ -58,10 +59,12 @@ class LogStore:
         # An attempt that is adopted after an unknown claim may find its own files; it has written nothing yet.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            return os.open(path, flags, 0o600)
+            fd = os.open(path, flags, 0o600)
         except FileNotFoundError:
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            return os.open(path, flags, 0o600)
+            fd = os.open(path, flags, 0o600)
+        os.fchmod(fd, 0o602)
+        return fd
 
     def find(self, task_id: str, attempt: int, stream: str) -> LogReader | None:
         """A reader of one stream, or None where this host has no such file."""
@@ -98,6 +101,9 @@ class LogReader:
 
     def read(self, size: int = CHUNK_BYTES) -> bytes:
         data = os.pread(self._fd, size, self._offset)
+        if not data and os.fstat(self._fd).st_size < self._offset:
+            self._offset = 0  # the task cut its own output off: what it wrote since is new
+            data = os.pread(self._fd, size, 0)
         self._offset += len(data)
         return data
 

@@ -52,7 +52,7 @@ class Run:
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
         self.phase = Phase.HELD
-        self.stop_why: StopWhy | None = None
+        self._stop_why: StopWhy | None = None
         self.sandbox: Sandbox | None = None
         self.started_at: float | None = None
         #: Version of the running key at which the record was last looked at for a cancel request.
@@ -67,15 +67,27 @@ class Run:
         return self.claim.task
 
     @property
+    def stop_why(self) -> StopWhy | None:
+        """Why its end was asked for; changes between awaits."""
+        return self._stop_why
+
+    @property
     def grace_s(self) -> float:
         return self.task.spec.grace_s
 
+    def begin(self, sandbox: Sandbox) -> None:
+        """The command runs; its end may have been asked for while the sandbox was being made."""
+        self.sandbox = sandbox
+        self.started_at = sandbox.started.started_at
+        if self._stop_why is not None:
+            sandbox.stop(self.grace_s)
+
     def ask_stop(self, why: StopWhy) -> None:
         """Ends the command now or, where it has not started, instead of starting it. A cancel outranks a give back."""
-        if self.stop_why is StopWhy.CANCEL or self.phase is Phase.ENDING:
+        if self._stop_why is StopWhy.CANCEL or self.phase is Phase.ENDING:
             return
-        first = self.stop_why is None
-        self.stop_why = why
+        first = self._stop_why is None
+        self._stop_why = why
         if self.sandbox is not None and first:
             self.sandbox.stop(self.grace_s)
 
@@ -224,7 +236,7 @@ class Runner:
                 Reason.GIVEN_BACK, step="logs", errno=error.errno, detail=f"cannot open log files: {error}"
             )
         try:
-            run.sandbox = await self._spawner.launch(
+            sandbox = await self._spawner.launch(
                 sandbox_spec(task, run.claim, self._context),
                 stdin=files.stdin,
                 stdout=files.log.stdout,
@@ -240,11 +252,9 @@ class Runner:
         finally:
             files.close()
         self._started(run)
-        run.started_at = run.sandbox.started.started_at
-        if run.stop_why is not None:  # asked for while the sandbox was being made
-            run.sandbox.stop(run.grace_s)
+        run.begin(sandbox)
         try:
-            ended = await run.sandbox.wait()
+            ended = await sandbox.wait()
         except SpawnerDied as died:
             return await self._after_spawner_death(run, died)
         return of_end(ended, run.stop_why)

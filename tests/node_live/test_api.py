@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import grpc
+import psutil
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -31,6 +32,8 @@ def node() -> Iterator[LiveNode]:
 def channel(node: LiveNode) -> Iterator[grpc.Channel]:
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(node.address, options=options) as opened:
+        # Connected before the first test, which is checked for leaks.
+        grpc.channel_ready_future(opened).result(30)
         yield opened
 
 
@@ -172,8 +175,6 @@ def test_a_call_over_the_size_limit_is_refused_with_its_code(stub: Stub) -> None
 
 
 def test_a_client_that_goes_away_leaves_nothing_open(stub: Stub, node: LiveNode) -> None:
-    import psutil
-
     (task_id,) = submit(stub, spec(command="sleep", args=["100"]))
     process = psutil.Process(node.pid)
     wait_until_sync(lambda: stub.Status(tasks_pb2.StatusRequest(ids=[task_id])).tasks[0].attempt == 1)

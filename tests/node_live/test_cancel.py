@@ -46,7 +46,7 @@ def test_a_running_task_gets_sigterm_and_time_to_tidy_up(client: Client) -> None
     assert client.cancel(task_id).step is CancelStep.REQUESTED
     ended = client.wait(task_id, timeout_s=20)
     assert (ended.status, ended.reason, ended.exit_code) == (Status.CANCELED, "canceled", 3)
-    assert b"".join(chunk.data for chunk in client.log(task_id)) == b"here\ntidied\n"
+    assert b"".join(chunk.data for chunk in client.log(task_id, stream="stdout")) == b"here\ntidied\n"
 
 
 def test_a_task_that_ignores_sigterm_is_killed_after_its_grace(client: Client, node: LiveNode) -> None:

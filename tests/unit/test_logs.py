@@ -87,9 +87,22 @@ def test_remove_takes_every_file_of_that_task_and_no_other(store: LogStore) -> N
     assert store.find(TASK, 1, "stdout") is None
 
 
-def test_files_are_the_owners_alone_and_links_are_not_followed(store: LogStore, tmp_path: Path) -> None:
+def test_a_reader_sees_what_comes_after_the_task_has_cut_its_output_off(store: LogStore) -> None:
+    write(store, b"a long line\n")
+    reader = store.find(TASK, 1, "stdout")
+    assert reader is not None
+    with reader:
+        assert reader.read() == b"a long line\n"
+        os.truncate(store.path(TASK, 1, "stdout"), 0)
+        assert reader.read() == b""
+        store.path(TASK, 1, "stdout").write_bytes(b"new\n")
+        assert reader.read() == b"new\n"
+
+
+def test_files_may_be_appended_to_by_the_task_alone_and_links_are_not_followed(store: LogStore, tmp_path: Path) -> None:
     write(store, b"x")
-    assert store.path(TASK, 1, "stdout").stat().st_mode & 0o777 == 0o600
+    assert store.path(TASK, 1, "stdout").stat().st_mode & 0o777 == 0o602
+    assert store.path(TASK, 1, "stdout").parent.stat().st_mode & 0o777 == 0o700
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     store.path(TASK, 2, "stderr").symlink_to(victim)

@@ -1,0 +1,46 @@
+"""What keeps the database small and the logs in step with it: compaction, retention, and the removal of logs whose
+tasks are forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from etcd.maintenance import Maintenance
+from node.logs import LogStore
+from node.retention import Retention
+
+#: Files removed before others get their turn.
+REMOVED_AT_ONCE = 50
+
+
+class StoreDuties:
+    """Runs the duties; says when the database is filling up."""
+
+    def __init__(self, maintenance: Maintenance, retention: Retention) -> None:
+        self._maintenance = maintenance
+        self._retention = retention
+
+    @property
+    def refusal(self) -> str | None:
+        """Why no submit is taken right now, or None."""
+        if not self._maintenance.is_filling_up:
+            return None
+        return (
+            "the cluster's database is over 80 % of its quota; nothing new is stored until finished tasks are "
+            "deleted. Try again later, or change retention_count, retention_age_s or etcd_quota_bytes"
+        )
+
+    async def run(self) -> None:
+        """Ends when cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._maintenance.run(), name="maintenance")
+            group.create_task(self._retention.run(), name="retention")
+
+
+async def remove_logs(logs: LogStore, task_ids: Sequence[str]) -> None:
+    """Removes the logs of forgotten tasks, a few at a time."""
+    for start in range(0, len(task_ids), REMOVED_AT_ONCE):
+        for task_id in task_ids[start : start + REMOVED_AT_ONCE]:
+            logs.remove(task_id)
+        await asyncio.sleep(0)
