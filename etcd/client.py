@@ -87,8 +87,8 @@ class EtcdClient:
             answer = await self._write(lambda at: at.kv.Txn(request, timeout=timeout_s))
         return convert.txn_result(answer)
 
-    async def compact(self, revision: int, *, timeout_s: float = 30.0) -> None:
-        request = pb.CompactionRequest(revision=revision)
+    async def compact(self, revision: int, *, physical: bool = False, timeout_s: float = 30.0) -> None:
+        request = pb.CompactionRequest(revision=revision, physical=physical)
         try:
             await self._write(lambda at: at.kv.Compact(request, timeout=timeout_s))
         except Compacted:

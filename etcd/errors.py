@@ -25,14 +25,19 @@ class RequestTooLarge(InvalidRequest):
 
 
 class NoSpace(StoreError):  # noqa: N818
-    """The database quota is used up; nothing was written. Reads, deletes and keepalives still work."""
+    """The database quota is used up. Reads, deletes and keepalives still work.
+
+    Nothing was written, but for one case: of requests that were under way when the quota ran out, etcd applies those
+    that were agreed on already and answers them with this error too. A guarded transaction may be sent again.
+    """
 
 
 class Compacted(StoreError):  # noqa: N818
     """The revision asked for is gone: list again."""
 
     def __init__(self, compact_revision: int) -> None:
-        super().__init__(f"revision is compacted; the oldest kept is {compact_revision}")
+        """compact_revision: the newest revision compacted away; 0 where etcd does not tell (a read)."""
+        super().__init__(f"the revision is compacted (up to {compact_revision or 'a later one'})")
         self.compact_revision = compact_revision
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,8 +32,9 @@ FULL_SHARE = 0.8
 DEFRAGMENT_MIN_BYTES = 64 << 20
 #: Between two defragmentations that are merely tidy.
 DEFRAGMENT_EVERY_S = 600.0
-#: While NOSPACE stands, it looks this often.
+#: While NOSPACE stands, it looks this often, and defragments this often whatever the report says.
 HEALING_INTERVAL_S = 2.0
+HEAL_EVERY_S = 20.0
 
 
 class Step(Enum):
@@ -57,7 +59,10 @@ def next_step(status: MemberStatus, alarms: Sequence[Alarm], *, quota_bytes: int
     if any(alarm.kind == "NOSPACE" for alarm in alarms):
         if not is_nearly_full:
             return Step.DISARM
-        return Step.DEFRAGMENT if _is_slack(status) else Step.NOTHING
+        # What compaction frees is counted as in use until the next write, which the alarm forbids: so the report may
+        # say "no slack" for ever.
+        is_due = _is_slack(status) or since_defragment_s > HEAL_EVERY_S
+        return Step.DEFRAGMENT if is_due else Step.NOTHING
     if is_nearly_full and _is_slack(status):
         return Step.DEFRAGMENT
     is_mostly_air = status.db_in_use_bytes * 2 < status.db_size_bytes
@@ -109,7 +114,7 @@ class Maintenance:
         self._clock = clock
         self._sleep = sleep
         self._revisions = RevisionsByTime(history_kept_s)
-        self._defragmented_at = clock()
+        self._defragmented_at = -math.inf
         self._is_healing = False
         #: What the member last reported; None before the first look.
         self.status: MemberStatus | None = None
@@ -138,7 +143,7 @@ class Maintenance:
         old = self._revisions.take_old(now)
         if self._is_healing:
             log.error("etcd's quota of %d bytes is used up: compacting all history", self._quota_bytes)
-            await self._etcd.compact(status.revision)
+            await self._etcd.compact(status.revision, physical=True)
         elif old is not None:
             await self._etcd.compact(old)
             log.debug("etcd compacted to revision %d of %d", old, status.revision)

@@ -137,7 +137,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class WatchBatch:
-    """Everything up to `revision` has been delivered. Events are in order; none for a mere progress notice."""
+    """Everything up to `revision` has been delivered (with several ranges: of each of them, so that it may stay
+    behind the events). Events are in order; none for a mere progress notice."""
 
     revision: int
     events: tuple[Event, ...] = ()
@@ -203,10 +204,15 @@ class Etcd(Protocol):
     async def txn(self, txn: Txn, *, timeout_s: float = 3.0) -> TxnResult: ...
 
     def watch(
-        self, ranges: Sequence[KeyRange], *, start_revision: int | None = None
+        self, ranges: Sequence[KeyRange], *, start_revision: int | None = None, timeout_s: float = 10.0
     ) -> AbstractAsyncContextManager[AsyncIterator[WatchBatch]]:
-        """Entered when the watch stands (and so nothing later is missed). Resumes by itself from the last revision
-        seen; the iterator raises Compacted when that revision is gone (list again)."""
+        """Entered when the watch stands (and so nothing later is missed); raises StoreUnavailable when it does not
+        within timeout_s. Then it resumes by itself from the last revision seen, over any outage; the iterator raises
+        Compacted when that revision is gone (list again), and StoreUnavailable only when the client is closed.
+
+        Each range is in order by itself; batches of several ranges may overtake one another. Canceling `anext` loses
+        nothing.
+        """
 
     async def lease_grant(self, ttl_s: float, *, timeout_s: float = 3.0) -> Lease: ...
 
@@ -215,8 +221,9 @@ class Etcd(Protocol):
 
     def keep_alive(self, lease_id: int) -> AbstractAsyncContextManager[KeepAliveStream]: ...
 
-    async def compact(self, revision: int, *, timeout_s: float = 30.0) -> None:
-        """Also when that revision was compacted before."""
+    async def compact(self, revision: int, *, physical: bool = False, timeout_s: float = 30.0) -> None:
+        """Also when that revision was compacted before. physical: answers when the old versions are gone from the
+        file too (by default only from view)."""
 
     async def status(self, *, timeout_s: float = 3.0) -> MemberStatus: ...
 

@@ -152,7 +152,7 @@ class FakeEtcd:
     def keep_alive(self, lease_id: int) -> AbstractAsyncContextManager[KeepAliveStream]:
         return FakeKeepAlive(self, lease_id)
 
-    async def compact(self, revision: int, *, timeout_s: float = 30.0) -> None:
+    async def compact(self, revision: int, *, physical: bool = False, timeout_s: float = 30.0) -> None:
         await self._call("compact", revision, lambda: self.store.compact(revision), timeout_s, is_write=True)
 
     async def status(self, *, timeout_s: float = 3.0) -> MemberStatus:
