@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 import click
 
 from pilfer.address import UnixTarget
-from pilfer.errors import NotAllowed, Unavailable
+from pilfer.errors import NotAllowed
 
 if TYPE_CHECKING:
     from pilfer.sync import Client
@@ -45,15 +45,13 @@ def with_client(function: Callable[Concatenate[Client, P], R]) -> Callable[..., 
 
 
 def _check_door(target: UnixTarget) -> None:
-    """What grpc reports as unavailable, told apart: a door that is not ours, and a node that never was."""
+    """A door that is not ours, which grpc would report as unavailable. One that is not there may come yet."""
     try:
         target.path.stat()
     except PermissionError:
         raise NotAllowed(_not_ours(target)) from None
     except (FileNotFoundError, NotADirectoryError):
-        if not target.path.parent.is_dir():
-            raise Unavailable(f"{target.path.parent} is not there: no node was started there") from None
-        return  # it may be about to start
+        return
     if not os.access(target.path, os.W_OK):
         raise NotAllowed(_not_ours(target))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -464,11 +465,29 @@ def test_run_tells_the_end_even_where_the_output_is_out_of_reach(
 # --- no node, not allowed
 
 
-def test_no_node_at_all(cli: Cli, tmp_path: Path) -> None:
+def test_no_node_at_all(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.cli.connection.PATIENCE_S", 0.2)
     ran = cli("list", "--address", f"unix:{tmp_path}/nowhere/node.sock")
     assert (ran.code, ran.out) == (5, "")
     assert "node start" in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_a_node_that_is_just_starting_is_waited_for(cli: Cli, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/data/node.sock"
+    node = FakeNode(FakeCluster(), address)
+
+    def start() -> None:
+        (tmp_path / "data").mkdir()
+        node.start()
+
+    late = threading.Timer(0.3, start)
+    late.start()
+    try:
+        assert cli("list", "--json", "--address", address).code == 0
+    finally:
+        late.join()
+        node.stop()
 
 
 def test_a_node_that_stopped(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
