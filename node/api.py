@@ -136,7 +136,7 @@ class TaskCalls:
 
     @answers
     async def Status(  # noqa: N802
-        self, request: tasks_pb2.StatusRequest, context: Any
+        self, request: tasks_pb2.StatusRequest, _context: Any
     ) -> tasks_pb2.StatusResponse:
         if not request.ids:
             raise invalid([Violation("ids", "is empty: at least one task id is needed")])

@@ -43,7 +43,7 @@ class LogCall:
 
     @streams
     async def Log(  # noqa: N802  (gRPC's name)
-        self, request: tasks_pb2.LogRequest, context: Any
+        self, request: tasks_pb2.LogRequest, _context: Any
     ) -> AsyncGenerator[tasks_pb2.LogResponse, None]:
         found = _violations(request)
         if found:

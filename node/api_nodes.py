@@ -39,7 +39,7 @@ class NodeCalls:
 
     @answers
     async def ListNodes(  # noqa: N802  (gRPC's name)
-        self, request: nodes_pb2.ListNodesRequest, context: Any
+        self, _request: nodes_pb2.ListNodesRequest, _context: Any
     ) -> nodes_pb2.ListNodesResponse:
         nodes = keys.all_nodes()
         found = await self._etcd.range(Range(nodes.key, nodes.range_end))

@@ -31,7 +31,7 @@ class WatchCall:
 
     @streams
     async def Watch(  # noqa: N802  (gRPC's name)
-        self, request: tasks_pb2.WatchRequest, context: Any
+        self, request: tasks_pb2.WatchRequest, _context: Any
     ) -> AsyncGenerator[tasks_pb2.WatchResponse, None]:
         wanted_ids = frozenset(request.ids)
         for task_id in wanted_ids:

@@ -1,4 +1,4 @@
-"""Claims queued tasks: follows the queue, asks the policy (`node/core/claim.py`), sends the claims, hands on what was won.
+"""Claims queued tasks: follows the queue, asks the policy (`node/core/claim.py`), claims, hands on what was won.
 
 A task under claim is out of the queue's view and booked in the ledger from before its claim is sent until its sandbox
 is empty, so that capacity is never promised twice, whatever becomes of an answer. A claim whose outcome is unknown is
@@ -17,7 +17,7 @@ from etcd import codec, keys
 from etcd.errors import OutcomeUnknown, RecordCorrupt, StoreError
 from etcd.identity import Identity
 from etcd.port import Etcd, KeyValue, WatchBatch
-from etcd.store import TaskStore, Versioned
+from etcd.store import Claim, TaskStore, Versioned
 from etcd.watch import Listing, list_and_watch
 from node.core.claim import NOTHING, ClaimPlan, Situation, plan_claims
 from node.core.ids import uuid7_time
@@ -26,6 +26,7 @@ from node.core.queue_view import Offer, QueueView
 from node.core.requirements import Ledger
 from node.own_keys import OwnKeys
 from node.rates import Rate, Smoothed
+from node.read_ahead import ReadAhead
 from node.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,10 @@ class Claimer:
         etcd: Etcd,
         store: TaskStore,
         identity: Identity,
+        *,
         ledger: Ledger,
         runner: Runner,
         own_keys: OwnKeys,
-        *,
         queue_window: int,
         is_open: Callable[[], bool],
         wake: asyncio.Event,
@@ -66,6 +67,7 @@ class Claimer:
         self._round_trip = Smoothed()
         self._starts = Rate()
         self._under_way = 0
+        self._ahead = ReadAhead(store, self._view)
 
     def set_nodes(self, nodes: Mapping[str, Capacity]) -> None:
         """The live nodes, as the sweeper sees them."""
@@ -100,6 +102,7 @@ class Claimer:
             if found is None:
                 continue
             task_id, requirements, age_s = found
+            self._ahead.drop(task_id)
             if event.is_delete:
                 self._view.remove(task_id)
             else:
@@ -113,6 +116,8 @@ class Claimer:
                 offers = [offer for task_id in plan.claim if (offer := self._book(task_id)) is not None]
                 self._under_way += len(offers)
                 group.create_task(self._claim(offers), name="claim")
+                if ahead := self._ahead.wanted():
+                    group.create_task(self._ahead.read(ahead), name="read ahead")
             else:
                 await self._wait(plan.look_again_at)
 
@@ -138,9 +143,12 @@ class Claimer:
             await asyncio.wait_for(self._wake.wait(), timeout_s)
 
     def _book(self, task_id: str) -> Offer | None:
-        """Takes the offer out of the view and reserves what it needs."""
+        """Takes the offer out of the view and reserves what it needs.
+
+        None for a task whose claim is under way: a listing taken before that claim may show it once more.
+        """
         offer = self._view.remove(task_id)
-        if offer is None or not self._ledger.take(task_id, offer.requirements):
+        if offer is None or task_id in self._own_keys.claiming or not self._ledger.take(task_id, offer.requirements):
             return None
         self._own_keys.claiming.add(task_id)
         return offer
@@ -148,53 +156,73 @@ class Claimer:
     async def _claim(self, offers: Sequence[Offer]) -> None:
         """Reads the records and claims them; every offer ends won, lost or back in the view."""
         started = time.monotonic()
+        known = [(offer, self._ahead.take(offer.task_id)) for offer in offers]
+        unread = [offer for offer, seen in known if seen is None]
         try:
-            records = await self._store.read([offer.task_id for offer in offers])
+            read = await self._store.read([offer.task_id for offer in unread]) if unread else []
         except StoreError as error:
             await self._try_later(offers, error)
             return
         waiting: list[tuple[Offer, Versioned]] = []
-        for offer, seen in zip(offers, records, strict=True):
+        for offer, seen in (*known, *zip(unread, read, strict=True)):
             if seen is not None and seen.task.status is Status.QUEUED:
                 waiting.append((offer, seen))
-            else:
+        found = {offer.task_id for offer, _ in waiting}
+        for offer in offers:
+            if offer.task_id not in found:
                 self._lost(offer)
-        while waiting:
-            waiting = await self._send(waiting)
+        unknown = await self._send(waiting)
+        while unknown:
+            log.warning("%d claims are not settled yet, sending them again", len(unknown))
+            unknown = await self._send(unknown, is_again=True)
         self._round_trip.add(time.monotonic() - started)
 
-    async def _send(self, waiting: Sequence[tuple[Offer, Versioned]]) -> list[tuple[Offer, Versioned]]:
+    async def _send(
+        self, waiting: Sequence[tuple[Offer, Versioned]], *, is_again: bool = False
+    ) -> list[tuple[Offer, Versioned]]:
         """Sends these claims once; gives those whose outcome is unknown: they may be ours, and only the same guarded
         transaction, sent again, tells."""
         answers = await self._store.claim_many(
             [seen for _, seen in waiting], self._identity, now=time.time(), timeout_s=CLAIM_TIMEOUT_S
         )
         unknown: list[tuple[Offer, Versioned]] = []
-        failed: list[Offer] = []
-        error: StoreError | None = None
         for (offer, seen), answer in zip(waiting, answers, strict=True):
             if isinstance(answer, OutcomeUnknown):
                 unknown.append((offer, seen))
             elif isinstance(answer, StoreError):
-                failed.append(offer)
-                error = answer
-            elif answer is None:
-                self._lost(offer)
+                await self._try_later([offer], answer)
+            elif answer is not None:
+                self._won(offer, answer)
+            elif is_again:
+                await self._lost_or_mine(offer)
             else:
-                self._settle(offer)
-                self._starts.add(time.monotonic())
-                self._own_keys.claimed(answer)
-        if unknown:
-            log.warning("%d claims are not settled yet, sending them again", len(unknown))
-        if error is not None:
-            await self._try_later(failed, error)
+                self._lost(offer)
         self._wake.set()
         return unknown
 
-    def _lost(self, offer: Offer) -> None:
-        """Another was faster, or it was canceled."""
+    async def _lost_or_mine(self, offer: Offer) -> None:
+        """A claim that was refused after one of the same task with an unknown outcome: that one may have been applied.
+        Nothing of it is still on its way that could be, since the record has changed; so now a look settles it."""
+        try:
+            claim = await self._store.adopt(offer.task_id, self._identity, timeout_s=CLAIM_TIMEOUT_S)
+        except StoreError as error:
+            log.warning("task=%s may be ours, left to the next comparison: %s", offer.task_id, error)
+            claim = None
+        if claim is None:
+            self._lost(offer)
+        else:
+            self._won(offer, claim)
+
+    def _won(self, offer: Offer, claim: Claim) -> None:
         self._settle(offer)
-        self._ledger.release(offer.task_id)
+        self._starts.add(time.monotonic())
+        self._own_keys.claimed(claim)
+
+    def _lost(self, offer: Offer) -> None:
+        """Another was faster, or it was canceled; or it is ours since before, and an old listing showed it again."""
+        self._settle(offer)
+        if offer.task_id not in self._runner.runs:
+            self._ledger.release(offer.task_id)
         self._wake.set()
 
     async def _try_later(self, offers: Sequence[Offer], error: StoreError) -> None:

@@ -42,25 +42,25 @@ def of_end(ended: Ended, why: StopWhy | None) -> tuple[Verdict, Outcome]:
     `why` is what the node had asked for, if anything; a command that ended before the signal was sent
     (`ended_by` is not "stop") has ended by itself and is complete.
     """
-    usage = usage_of(ended.usage)
-
-    def outcome(reason: Reason, detail: str = "") -> Outcome:
-        return Outcome(reason, exit_code=ended.exit_code, signal=ended.signal, detail=detail, usage=usage)
-
+    verdict = Verdict.FINISH
     if ended.ended_by == "fence":
-        return Verdict.GIVE_BACK, outcome(Reason.FENCED, "killed because its node had lost touch with the cluster")
-    if ended.ended_by == "stop" and why is StopWhy.CANCEL:
-        return Verdict.CANCEL, outcome(Reason.CANCELED, "canceled while it ran")
-    if ended.ended_by == "stop":
-        return Verdict.GIVE_BACK, outcome(Reason.GIVEN_BACK, "its node was stopped")
-    if ended.ended_by == "timeout":
-        return Verdict.FINISH, outcome(Reason.TIMED_OUT, "ran longer than its timeout")
-    if ended.out_of_memory and (ended.signal is not None or ended.exit_code != 0):
+        verdict, reason = Verdict.GIVE_BACK, Reason.FENCED
+        detail = "killed because its node had lost touch with the cluster"
+    elif ended.ended_by == "stop" and why is StopWhy.CANCEL:
+        verdict, reason, detail = Verdict.CANCEL, Reason.CANCELED, "canceled while it ran"
+    elif ended.ended_by == "stop":
+        verdict, reason, detail = Verdict.GIVE_BACK, Reason.GIVEN_BACK, "its node was stopped"
+    elif ended.ended_by == "timeout":
+        reason, detail = Reason.TIMED_OUT, "ran longer than its timeout"
+    elif ended.out_of_memory and ended.exit_code != 0:
         # A command that recovered from the loss of a child and exited with 0 did what it was asked for.
-        return Verdict.FINISH, outcome(Reason.OUT_OF_MEMORY, "a process was killed at the task's memory limit")
-    if ended.signal is not None:
-        return Verdict.FINISH, outcome(Reason.SIGNALED, f"killed by {_signal_name(ended.signal)}")
-    return Verdict.FINISH, outcome(Reason.EXITED)
+        reason, detail = Reason.OUT_OF_MEMORY, "a process was killed at the task's memory limit"
+    elif ended.signal is not None:
+        reason, detail = Reason.SIGNALED, f"killed by {_signal_name(ended.signal)}"
+    else:
+        reason, detail = Reason.EXITED, ""
+    usage = usage_of(ended.usage)
+    return verdict, Outcome(reason, exit_code=ended.exit_code, signal=ended.signal, detail=detail, usage=usage)
 
 
 def of_setup_failure(report: SetupFailed) -> tuple[Verdict, Outcome]:

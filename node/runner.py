@@ -222,48 +222,50 @@ class Runner:
 
     async def _attempt(self, run: Run) -> tuple[Verdict, Outcome]:
         """Runs the command; returns when no process of it is left."""
-        task = run.task
-        if run.stop_why is not None:
-            return self._stopped_before_start(run)
-        if refused := self._context.admission.violations(task.spec):
+        instead = self._instead_of_running(run)
+        if instead is not None:
+            return instead
+        try:
+            sandbox = await self._launch(run)
+            self._started(run)
+            run.begin(sandbox)
+            return of_end(await sandbox.wait(), run.stop_why)
+        except SandboxFailed as failed:
+            verdict, outcome = of_setup_failure(failed.report)
+        except SpawnerDied as died:
+            return await self._after_spawner_death(run, died)
+        except OSError as error:
+            detail = f"cannot open log files: {error}"
+            verdict = Verdict.GIVE_BACK
+            outcome = Outcome(Reason.GIVEN_BACK, step="logs", errno=error.errno, detail=detail)
+        if verdict is Verdict.GIVE_BACK:
+            self._pause(outcome.detail)
+        return verdict, outcome
+
+    def _instead_of_running(self, run: Run) -> tuple[Verdict, Outcome] | None:
+        """Its end was asked for before it started, or this node does not allow it."""
+        if run.stop_why is StopWhy.CANCEL:
+            return Verdict.CANCEL, Outcome(Reason.CANCELED, detail="canceled before it ran")
+        if run.stop_why is StopWhy.GIVE_BACK:
+            return Verdict.GIVE_BACK, Outcome(Reason.GIVEN_BACK, detail="its node was stopped before it ran")
+        refused = self._context.admission.violations(run.task.spec)
+        if refused:
             detail = "; ".join(f"{v.field}: {v.message}" for v in refused)
             return Verdict.FINISH, Outcome(Reason.SETUP_FAILED, step="admission", detail=f"admission: {detail}")
+        return None
+
+    async def _launch(self, run: Run) -> Sandbox:
+        """Starts the sandbox. Raises SandboxFailed, SpawnerDied, and OSError where the log files cannot be made."""
+        files = self._open_files(run.task)
         try:
-            files = self._open_files(task)
-        except OSError as error:
-            self._pause(f"cannot open log files: {error}")
-            return Verdict.GIVE_BACK, Outcome(
-                Reason.GIVEN_BACK, step="logs", errno=error.errno, detail=f"cannot open log files: {error}"
-            )
-        try:
-            sandbox = await self._spawner.launch(
-                sandbox_spec(task, run.claim, self._context),
+            return await self._spawner.launch(
+                sandbox_spec(run.task, run.claim, self._context),
                 stdin=files.stdin,
                 stdout=files.log.stdout,
                 stderr=files.log.stderr,
             )
-        except SandboxFailed as failed:
-            verdict, outcome = of_setup_failure(failed.report)
-            if verdict is Verdict.GIVE_BACK:
-                self._pause(outcome.detail)
-            return verdict, outcome
-        except SpawnerDied as died:
-            return await self._after_spawner_death(run, died)
         finally:
             files.close()
-        self._started(run)
-        run.begin(sandbox)
-        try:
-            ended = await sandbox.wait()
-        except SpawnerDied as died:
-            return await self._after_spawner_death(run, died)
-        return of_end(ended, run.stop_why)
-
-    @staticmethod
-    def _stopped_before_start(run: Run) -> tuple[Verdict, Outcome]:
-        if run.stop_why is StopWhy.CANCEL:
-            return Verdict.CANCEL, Outcome(Reason.CANCELED, detail="canceled before it ran")
-        return Verdict.GIVE_BACK, Outcome(Reason.GIVEN_BACK, detail="its node was stopped before it ran")
 
     async def _after_spawner_death(self, run: Run, died: SpawnerDied) -> tuple[Verdict, Outcome]:
         """Gives back only once the next spawner has made sure that nothing of the sandbox is left."""

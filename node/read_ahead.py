@@ -1,0 +1,64 @@
+"""Records of the tasks at the head of the queue, read before they are claimed.
+
+A claim needs its record. Read when a slot comes free, it would cost every task of a backlog a round trip; read ahead,
+dozens share one. What was read may be outdated when it is used: the claim's guard refuses it then, and whatever made it
+outdated (a cancel, a requeue) shows in the queue's watch as well, which drops it here and decides whether the task is
+offered again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from itertools import islice
+
+from etcd.errors import StoreError
+from etcd.store import TaskStore, Versioned
+from node.core.queue_view import QueueView
+
+log = logging.getLogger(__name__)
+
+#: Records held, and how few are left when the next are read. A record may have 1 MiB, most have some hundred bytes.
+HELD_MAX = 64
+LOW = 24
+
+
+class ReadAhead:
+    """A small store of records, by task id."""
+
+    def __init__(self, store: TaskStore, view: QueueView) -> None:
+        self._store = store
+        self._view = view
+        self._held: dict[str, Versioned] = {}
+        #: Ids whose record is being read: dropped ones are not put in when it comes.
+        self._reading: set[str] = set()
+
+    def take(self, task_id: str) -> Versioned | None:
+        """The record, if it is here; it is not any more then."""
+        return self._held.pop(task_id, None)
+
+    def drop(self, task_id: str) -> None:
+        """It is not as it was."""
+        self._held.pop(task_id, None)
+        self._reading.discard(task_id)
+
+    def wanted(self) -> Sequence[str]:
+        """What to read next, oldest first; empty while enough is here, or the queue is short."""
+        if self._reading or len(self._held) > LOW or len(self._view) < 2:
+            return ()
+        oldest = islice(self._view.oldest_first(list(self._view.kinds())), HELD_MAX)
+        return [offer.task_id for offer in oldest if offer.task_id not in self._held]
+
+    async def read(self, task_ids: Sequence[str]) -> None:
+        """Reads and holds these. Errors cost nothing but the advantage."""
+        self._reading.update(task_ids)
+        try:
+            for seen in await self._store.read(task_ids):
+                if seen is not None and seen.task.id in self._reading and seen.task.id in self._view:
+                    self._held[seen.task.id] = seen
+        except StoreError as error:
+            log.debug("nothing was read ahead: %s", error)
+            await asyncio.sleep(0.5)
+        finally:
+            self._reading.clear()
