@@ -8,8 +8,7 @@ It loads nothing but the standard library, python-prctl and the C extension. Bef
 an earlier run left, built the view and pivoted into it; after that no module can be imported (the interpreter's
 files may be out of sight), so everything is imported above.
 
-Order of a launch: refuse or take scratch, group, network, mounts, each undone if a later one fails; clone. Order of an
-end: reap, read the group, report; then scratch, group and network go back, off the reply path.
+Order of an end: reap, read the group, report; then scratch, group and network go back, off the reply path.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from collections import deque
 
 import prctl  # type: ignore[import-untyped]  # the library has no stubs
 
-from isolation import _sandbox, kernel, leftovers, memory, namespaces, plan, privileges, protocol, seccomp
-from isolation.cgroup import Group
+from isolation import kernel, leftovers, memory, namespaces, plan, privileges, protocol
 from isolation.config import SpawnerConfig
 from isolation.errors import HostLacks, ProtocolError, StepFailed, explain
 from isolation.fence import Fence
-from isolation.mounts import Attachment, View
+from isolation.launch import Launcher
+from isolation.mounts import View
 from isolation.probe import probe
 from isolation.sandbox import FENCE, REPORT_BYTES, STOP, TIMEOUT, Kind, Notice, Sandbox, read_notice
 from isolation.scratch import ScratchRoot
@@ -63,25 +62,6 @@ def log(event: str, **fields: object) -> None:
         os.write(2, line.encode() + b"\n")
 
 
-class Uids:
-    """Who sandboxes run as: one user for all, or one of a range for each."""
-
-    def __init__(self, base: int, count: int) -> None:
-        self._base = base
-        self._free = deque(range(base, base + count)) if count > 1 else None
-
-    def take(self) -> int:
-        if self._free is None:
-            return self._base
-        if not self._free:
-            raise StepFailed("user", errno.EAGAIN, "", "every user id of the range is in use")
-        return self._free.popleft()
-
-    def give_back(self, uid: int) -> None:
-        if self._free is not None:
-            self._free.append(uid)
-
-
 class Spawner:
     def __init__(self, requests: socket.socket, control: socket.socket, config: SpawnerConfig) -> None:
         self._requests = requests
@@ -91,7 +71,6 @@ class Spawner:
         self._by_token: dict[int, Sandbox] = {}
         self._by_id: dict[str, Sandbox] = {}
         self._by_pid: dict[int, Sandbox] = {}
-        self._next_token = 0
         self._is_closing = False
         self._close_by_s = 0.0
         self._set_up()
@@ -109,14 +88,12 @@ class Spawner:
         self._notices = _report_sockets()
         self._children_fd = kernel.signal_fd(signal.SIGCHLD)
         self._timers = Timers()
-        self._uids = Uids(self._config.uid_base, self._config.uid_count)
         self._scratch = ScratchRoot(self._config.scratch_root)
         proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._networks = namespaces.NetworkPool(proc_fd)
         self._networks.fill(NETWORKS_AHEAD)
-        self._nofile = privileges.nofile_bounds()
-        self._filter = seccomp.program()
-        self._view = View(self._config, proc_fd)
+        view = View(self._config, proc_fd)
+        self._launcher = Launcher(self._config, self._parent, self._scratch, self._networks, view)
         privileges.drop_for_good()
         self._fence = Fence(
             self._parent, self._timers, kill_all=self._kill_all, kill_unfrozen=self._kill_unfrozen, log=log
@@ -240,7 +217,10 @@ class Spawner:
             spec, stdio = _read_launch(received)
             sandbox_id = spec.id
             self._launch(spec, stdio)
-        except ProtocolError as error:
+        except (
+            ProtocolError,
+            UnicodeEncodeError,
+        ) as error:  # the latter: half of a surrogate pair, which JSON can carry
             self._refuse(sandbox_id or protocol.find_id(received.data), str(error))
         except StepFailed as failure:
             self._fail(sandbox_id, failure)
@@ -261,58 +241,17 @@ class Spawner:
         else:
             self._send(protocol.Refused(detail))
 
-    # ---- start of a sandbox --------------------------------------------------------------------------------------
-
     def _launch(self, spec: SandboxSpec, stdio: tuple[int, int, int]) -> None:
-        """Clones the sandbox. Raises StepFailed or OSError and leaves nothing behind."""
-        self._check_launch(spec)
-        with contextlib.ExitStack() as undo:
-            uid = self._uids.take()
-            undo.callback(self._uids.give_back, uid)
-            self._scratch.make(spec.id, uid)
-            undo.callback(self._scratch.remove, spec.id)
-            group = self._parent.acquire(spec.id)
-            undo.callback(group.release)
-            group.limit(spec.limits)
-            network_fd = None if spec.host_network else self._networks.take()
-            if network_fd is not None:
-                undo.callback(self._networks.give_back, network_fd)
-            attachments = self._view.attach(spec.mounts)
-            try:
-                resources = plan.Resources(
-                    group.task_fds, network_fd, attachments, uid, stdio, self._nofile, self._filter
-                )
-                sandbox = self._clone(spec, resources, group)
-            finally:
-                _close_attachments(attachments)
-            undo.pop_all()
-        self._by_token[sandbox.token] = self._by_id[spec.id] = self._by_pid[sandbox.pid] = sandbox
-        sandbox.timers.append(self._timers.after(START_LIMIT_S, lambda: self._give_up(sandbox)))
-
-    def _check_launch(self, spec: SandboxSpec) -> None:
+        """Raises StepFailed or OSError and leaves nothing behind."""
         if self._is_closing:
             raise StepFailed("closing", errno.ECANCELED, "", "the spawner is closing")
         if not self._fence.may_start():
             raise StepFailed("fence", errno.ECANCELED, "", "the node's deadline has passed: nothing may start")
         if spec.id in self._by_id:
             raise StepFailed("request", errno.EEXIST, spec.id, "a sandbox of this id is running")
-        if spec.host_network and not self._config.allow_host_network:
-            raise StepFailed("network", errno.EPERM, "host", "this node does not allow the host's network to tasks")
-
-    def _clone(self, spec: SandboxSpec, resources: plan.Resources, group: Group) -> Sandbox:
-        steps = plan.steps(spec, resources)
-        paths = plan.candidates(spec)
-        argv = [os.fsencode(arg) for arg in spec.argv]
-        envp = [os.fsencode(f"{name}={value}") for name, value in spec.env.items()]
-        self._next_token = (self._next_token + 1) & 0xFFFFFFFF
-        flags, token = namespaces.CLONE_FLAGS, self._next_token
-        calls = [step.call for step in steps]
-        started_at = time.time()
-        try:
-            pid = _sandbox.spawn(flags, group.into_fd, calls, paths, argv, envp, plan.REPORT_FD, token)
-        except OSError as error:
-            raise StepFailed("clone", error.errno or 0) from error
-        return Sandbox(spec, token, pid, group, resources.network_fd, resources.uid, steps, paths, started_at)
+        sandbox = self._launcher.launch(spec, stdio)
+        self._by_token[sandbox.token] = self._by_id[spec.id] = self._by_pid[sandbox.pid] = sandbox
+        sandbox.timers.append(self._timers.after(START_LIMIT_S, lambda: self._give_up(sandbox)))
 
     def _give_up(self, sandbox: Sandbox) -> None:
         if not sandbox.is_started:
@@ -364,7 +303,8 @@ class Spawner:
             self._report_end(sandbox, status)
         self._flush()
         for sandbox, _ in gone:
-            self._release(sandbox)
+            self._launcher.release(sandbox)
+        self._has_trash = self._has_doomed = bool(gone) or self._has_trash  # `tidy` will tell
 
     def _report_end(self, sandbox: Sandbox, status: int) -> None:
         self._cancel_timers(sandbox)
@@ -375,14 +315,6 @@ class Spawner:
             self._on_started(sandbox, sandbox.started_at)
         failed = sandbox.setup_failed()
         self._send(failed or sandbox.ended(status, stats, time.time()))
-
-    def _release(self, sandbox: Sandbox) -> None:
-        self._scratch.remove(sandbox.spec.id)
-        sandbox.group.release()
-        if sandbox.network_fd is not None:
-            self._networks.give_back(sandbox.network_fd)
-        self._uids.give_back(sandbox.uid)
-        self._has_trash = self._has_doomed = True  # `tidy` will tell
 
     # ---- the end of a sandbox ------------------------------------------------------------------------------------
 
@@ -465,11 +397,6 @@ def _kill_pids(pids: list[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def _close_attachments(attachments: list[Attachment]) -> None:
-    for attachment in attachments:
-        os.close(attachment.fd)
 
 
 def _report_sockets() -> socket.socket:

@@ -74,6 +74,10 @@ def text(fd: int) -> str:
     return os.pread(fd, 1 << 22, 0).decode(errors="replace")
 
 
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> SpawnerConfig:
     require("isolation", is_there=os.geteuid() == 0, reason="sandboxes need root")

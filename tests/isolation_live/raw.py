@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from isolation import client, protocol
@@ -35,6 +37,16 @@ class RawSpawner:
         report = self.receive()
         assert isinstance(report, HostReport), report
 
+    def send(self, message: protocol.Message, fds: tuple[int, ...] = ()) -> None:
+        """On the request socket, when there is room."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            select.select([], [self.requests], [], PATIENCE_S)
+            with contextlib.suppress(BlockingIOError):
+                protocol.send(self.requests, message, fds)
+                return
+        raise AssertionError("the spawner does not read")
+
     def receive(self) -> protocol.Message:
         """The next report, waited for."""
         ready, _, _ = select.select([self.requests], [], [], PATIENCE_S)
@@ -50,9 +62,11 @@ class RawSpawner:
 
     def run_true(self) -> Ended:
         spec = SandboxSpec("run-true", ("/bin/true",), {}, Limits(1.0, None, 10))
-        null = os.open("/dev/null", os.O_RDWR)
-        protocol.send(self.requests, protocol.Launch(spec), (null, null, null))
-        os.close(null)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self.send(protocol.Launch(spec), (null, null, null))
+        finally:
+            os.close(null)
         while True:
             report = self.receive()
             if isinstance(report, Ended) and report.id == spec.id:

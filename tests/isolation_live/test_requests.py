@@ -16,7 +16,7 @@ from isolation import protocol
 from isolation.client import Spawner, SpawnerConfig
 from isolation.errors import ProtocolError, SandboxFailed
 from isolation.spec import Limits, SandboxSpec
-from tests.isolation_live.conftest import LIMITS, Runner, with_limits
+from tests.isolation_live.conftest import LIMITS, Runner, names_in, with_limits
 from tests.isolation_live.raw import RawSpawner
 from tests.support.leaks import cgroups_of
 from tests.support.wait import wait_until
@@ -40,6 +40,7 @@ async def test_bad_values_are_refused_by_name(runner: Runner) -> None:
         "env": runner.spec("true", env={"A=B": "x"}),
         "argv": SandboxSpec("x", (), {}, LIMITS),
         "NUL": runner.spec("tr\0ue"),
+        "surrogates": runner.spec("echo", "half \ud83d"),
         "cpu": runner.spec("true", limits=with_limits(cpu=0.0)),
         "pids": runner.spec("true", limits=with_limits(pids=0)),
         "memory_bytes": runner.spec("true", limits=with_limits(memory_bytes=-1)),
@@ -82,7 +83,7 @@ async def test_wrong_number_of_descriptors(raw: RawSpawner) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     try:
         for count in (0, 1, 2, 4):
-            protocol.send(raw.requests, protocol.Launch(spec), (null,) * count)
+            raw.send(protocol.Launch(spec), (null,) * count)
             report = await asyncio.to_thread(raw.receive)
             assert getattr(report, "step", None) == "request"
     finally:
@@ -91,7 +92,7 @@ async def test_wrong_number_of_descriptors(raw: RawSpawner) -> None:
 
 
 async def test_messages_on_the_wrong_socket(raw: RawSpawner) -> None:
-    protocol.send(raw.requests, protocol.Fence())
+    raw.send(protocol.Fence())
     assert isinstance(await asyncio.to_thread(raw.receive), protocol.Refused)
     assert (await asyncio.to_thread(raw.run_true)).exit_code == 0
 
@@ -142,7 +143,8 @@ async def test_nothing_is_left_after_hundreds(config: SpawnerConfig) -> None:
     before = len(list(fds.iterdir()))
     await asyncio.gather(*(lane(36) for _ in range(8)))
     await wait_until(lambda: _children(spawner.pid) == [])
-    await wait_until(lambda: [p.name for p in config.scratch_root.glob("**/*")] == [".trash"])
+    await wait_until(lambda: names_in(config.scratch_root) == [".trash"])
+    await wait_until(lambda: names_in(config.scratch_root / ".trash") == [])
     assert len(list(fds.iterdir())) <= before + 8
     mounts = len(Path(f"/proc/{spawner.pid}/mountinfo").read_text().splitlines())
     await runner.run("true")

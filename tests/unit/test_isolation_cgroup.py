@@ -1,0 +1,272 @@
+"""Control groups of both versions, on directories of plain files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from isolation.cgroup import find
+from isolation.cgroup.v1 import CONTROLLERS, UNLIMITED, V1Group, V1Parent
+from isolation.cgroup.v2 import V2Group, V2Parent
+from isolation.errors import StepFailed
+from isolation.spec import Limits
+
+LIMITS = Limits(cpu=0.5, memory_bytes=1 << 20, pids=7)
+
+V1_FILES = {
+    "freezer": {"freezer.state": "THAWED\n"},
+    "memory": {
+        "memory.limit_in_bytes": "",
+        "memory.memsw.limit_in_bytes": "",
+        "memory.max_usage_in_bytes": "0\n",
+        "memory.usage_in_bytes": "0\n",
+        "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n",
+    },
+    "pids": {"pids.max": ""},
+    "cpu": {"cpu.cfs_quota_us": ""},
+    "cpuacct": {"cpuacct.usage": "0\n"},
+    "blkio": {
+        "blkio.throttle.io_service_bytes": "Total 0\n",
+        "blkio.throttle.read_bps_device": "",
+        "blkio.throttle.write_bps_device": "",
+    },
+}
+V2_FILES = {
+    "cgroup.procs": "",
+    "cgroup.freeze": "0\n",
+    "cgroup.events": "populated 0\nfrozen 0\n",
+    "cpu.max": "",
+    "cpu.stat": "usage_usec 0\n",
+    "memory.max": "",
+    "memory.swap.max": "",
+    "memory.oom.group": "",
+    "memory.peak": "0\n",
+    "memory.events": "oom 0\noom_kill 0\n",
+    "pids.max": "",
+    "io.max": "",
+    "io.stat": "",
+}
+
+
+@pytest.fixture
+def v1_own(tmp_path: Path) -> dict[str, Path]:
+    """Our own group in each hierarchy, as mkdir in the kernel would find it."""
+    own = {controller: tmp_path / controller for controller in CONTROLLERS}
+    for path in own.values():
+        path.mkdir()
+    return own
+
+
+def v1_parent(own: dict[str, Path], *groups: str) -> V1Parent:
+    """A parent in which these groups are there already, with the files that a kernel would have made."""
+    for controller, path in own.items():
+        for group in ("", *groups):
+            directory = path / "pilfer" / "host" / group
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "tasks").write_text("")
+            (directory / "cgroup.procs").write_text("")
+            for name, content in V1_FILES[controller].items():
+                (directory / name).write_text(content)
+    return V1Parent(own, "host", io_devices=["8:0"])
+
+
+def v1_read(own: dict[str, Path], controller: str, file: str, group: str = "s1") -> str:
+    return (own[controller] / "pilfer" / "host" / group / file).read_text()
+
+
+def test_v1_limits_are_written_in_the_kernels_words(v1_own: dict[str, Path]) -> None:
+    group = v1_parent(v1_own, "s1").acquire("x")
+    group.limit(replace(LIMITS, io_read_bytes_per_s=1000))
+    assert v1_read(v1_own, "cpu", "cpu.cfs_quota_us") == "50000"
+    assert v1_read(v1_own, "pids", "pids.max") == "8"  # and PID 1, which is ours
+    assert v1_read(v1_own, "memory", "memory.limit_in_bytes") == str(1 << 20)
+    assert v1_read(v1_own, "memory", "memory.memsw.limit_in_bytes") == str(1 << 20)
+    assert v1_read(v1_own, "blkio", "blkio.throttle.read_bps_device") == "8:0 1000"
+    assert v1_read(v1_own, "blkio", "blkio.throttle.write_bps_device") == ""
+
+
+def test_v1_limits_of_the_one_before_do_not_stay(v1_own: dict[str, Path]) -> None:
+    parent = v1_parent(v1_own, "s1")
+    first = parent.acquire("x")
+    first.limit(replace(LIMITS, io_read_bytes_per_s=1000))
+    first.release()
+    again = parent.acquire("y")
+    assert again is first
+    again.limit(replace(LIMITS, memory_bytes=None, pids=100))
+    assert v1_read(v1_own, "memory", "memory.limit_in_bytes") == str(UNLIMITED)
+    assert v1_read(v1_own, "memory", "memory.memsw.limit_in_bytes") == str(UNLIMITED)
+    assert v1_read(v1_own, "pids", "pids.max") == "101"
+    assert v1_read(v1_own, "blkio", "blkio.throttle.read_bps_device") == "8:0 0"
+
+
+def test_v1_a_limit_in_force_is_not_written_again(v1_own: dict[str, Path]) -> None:
+    group = v1_parent(v1_own, "s1").acquire("x")
+    group.limit(LIMITS)
+    quota = v1_own["cpu"] / "pilfer/host/s1/cpu.cfs_quota_us"
+    quota.write_text("untouched")
+    group.limit(LIMITS)
+    assert quota.read_text() == "untouched"
+
+
+def test_v1_a_limit_that_the_kernel_refuses_names_the_file(v1_own: dict[str, Path]) -> None:
+    group = v1_parent(v1_own, "s1").acquire("x")
+    (v1_own["pids"] / "pilfer/host/s1/pids.max").unlink()
+    (v1_own["pids"] / "pilfer/host/s1/pids.max").mkdir()
+    with pytest.raises(StepFailed) as failed:
+        group.limit(LIMITS)
+    assert (failed.value.step, failed.value.subject) == ("limit", "pids.max=8")
+
+
+def test_v1_stats_and_their_start_for_the_next(v1_own: dict[str, Path]) -> None:
+    parent = v1_parent(v1_own, "s1")
+    directory = {controller: path / "pilfer/host/s1" for controller, path in v1_own.items()}
+    group = parent.acquire("x")
+    (directory["cpuacct"] / "cpuacct.usage").write_text("2500000000\n")
+    (directory["memory"] / "memory.max_usage_in_bytes").write_text("4096\n")
+    (directory["memory"] / "memory.oom_control").write_text("under_oom 0\noom_kill 2\n")
+    (directory["blkio"] / "blkio.throttle.io_service_bytes").write_text("8:0 Read 10\n8:0 Write 20\n9:1 Read 5\n")
+    stats = group.stats()
+    assert (stats.cpu_s, stats.memory_peak_bytes, stats.oom_kills) == (2.5, 4096, 2)
+    assert (stats.io_read_bytes, stats.io_write_bytes) == (15, 20)
+    group.release()
+    stats = parent.acquire("y").stats()
+    assert (stats.cpu_s, stats.memory_peak_bytes, stats.oom_kills) == (0, 0, 0)
+    assert (stats.io_read_bytes, stats.io_write_bytes) == (0, 0)
+
+
+def test_v1_a_group_with_memory_left_is_not_reused(v1_own: dict[str, Path]) -> None:
+    parent = v1_parent(v1_own, "s1", "s2")
+    group = parent.acquire("x")
+    (v1_own["memory"] / "pilfer/host/s1/memory.usage_in_bytes").write_text(str(8 << 20))
+    with pytest.raises(OSError, match="not empty"):  # plain files are in the way of rmdir, as the kernel's are not
+        group.release()
+    assert parent.acquire("y") is not group
+
+
+def test_v1_freeze_is_one_write_to_the_parent(v1_own: dict[str, Path]) -> None:
+    parent = v1_parent(v1_own, "s1")
+    parent.freeze()
+    assert v1_read(v1_own, "freezer", "freezer.state", "") == "FROZEN"
+    assert parent.is_frozen()
+    parent.thaw()
+    assert not parent.is_frozen()
+    assert v1_read(v1_own, "freezer", "freezer.state", "s1") == "THAWED\n"
+
+
+def test_v1_pids_are_those_of_all_groups(v1_own: dict[str, Path]) -> None:
+    parent = v1_parent(v1_own, "s1", "s2")
+    (v1_own["freezer"] / "pilfer/host/s1/cgroup.procs").write_text("11\n12\n")
+    (v1_own["freezer"] / "pilfer/host/s2/cgroup.procs").write_text("13\n")
+    assert parent.pids() == [11, 12, 13]
+
+
+def test_v1_controllers_mounted_together_are_attached_to_once(tmp_path: Path) -> None:
+    together, memory = tmp_path / "cpu,cpuacct", tmp_path / "memory"
+    own = {"cpu": together, "cpuacct": together, "memory": memory}
+    for path in {together, memory}:
+        path.mkdir()
+    group = v1_parent(own, "s1").acquire("x")
+    assert isinstance(group, V1Group)
+    assert len(group.task_fds) == 2
+
+
+@pytest.fixture
+def v2_own(tmp_path: Path) -> Path:
+    own = tmp_path / "own"
+    for directory in (own, own / "pilfer", own / "pilfer/host"):
+        directory.mkdir()
+        (directory / "cgroup.controllers").write_text("cpu io memory pids\n")
+        (directory / "cgroup.subtree_control").write_text("cpu memory pids io\n")
+        for name, content in V2_FILES.items():
+            (directory / name).write_text(content)
+    return own
+
+
+def v2_group(own: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[V2Group, Path]:
+    """A group whose files appear with its directory, as the kernel makes them."""
+    import isolation.cgroup.v2 as module
+
+    real = os.mkdir
+
+    def mkdir(name: str, mode: int, *, dir_fd: int) -> None:
+        real(name, mode, dir_fd=dir_fd)
+        for file, content in V2_FILES.items():
+            (own / "pilfer/host" / name / file).write_text(content)
+
+    # What the control files allow to be enabled stays: plain files would keep the last word written alone.
+    monkeypatch.setattr(module, "_enable", lambda _: frozenset(module.CONTROLLERS))
+    parent = V2Parent(own, "host", io_devices=["8:0"])
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    return parent.acquire("cgroup.procs"), own / "pilfer/host/s-cgroup.procs"
+
+
+def test_v2_limits(v2_own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group, directory = v2_group(v2_own, monkeypatch)
+    group.limit(replace(LIMITS, io_write_bytes_per_s=5))
+    files = {name: (directory / name).read_text() for name in V2_FILES}
+    assert files["cpu.max"] == "50000 100000"
+    assert files["memory.max"] == str(1 << 20)
+    assert files["memory.swap.max"] == "0"
+    assert files["memory.oom.group"] == "1"
+    assert files["pids.max"] == "8"
+    assert files["io.max"] == "8:0 rbps=max wbps=5"
+
+
+def test_v2_no_memory_limit_writes_none(v2_own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group, directory = v2_group(v2_own, monkeypatch)
+    group.limit(replace(LIMITS, memory_bytes=None))
+    assert (directory / "memory.max").read_text() == ""
+
+
+def test_v2_stats(v2_own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group, directory = v2_group(v2_own, monkeypatch)
+    (directory / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\n")
+    (directory / "memory.peak").write_text("8192\n")
+    (directory / "memory.events").write_text("oom 3\noom_kill 1\n")
+    (directory / "io.stat").write_text("8:0 rbytes=7 wbytes=9 rios=1\n9:1 rbytes=1 wbytes=1\n")
+    stats = group.stats()
+    assert (stats.cpu_s, stats.memory_peak_bytes, stats.oom_kills) == (1.5, 8192, 1)
+    assert (stats.io_read_bytes, stats.io_write_bytes) == (8, 10)
+    (directory / "memory.peak").unlink()  # before Linux 5.19
+    assert group.stats().memory_peak_bytes == 0
+
+
+def test_v2_frozen_when_the_kernel_says_so(v2_own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group, directory = v2_group(v2_own, monkeypatch)
+    assert not group.is_frozen()
+    (directory / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    assert group.is_frozen()
+
+
+MOUNTINFO = """\
+22 1 0:20 / /sys/fs/cgroup ro - tmpfs tmpfs ro
+31 22 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+32 22 0:28 /docker/abc /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+33 22 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd
+34 22 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+35 22 0:27 / /elsewhere/cpu rw - cgroup cgroup rw,cpu,cpuacct
+36 22 0:31 / /with\\040space rw - cgroup cgroup rw,pids
+"""
+PROC_CGROUP = "5:cpu,cpuacct:/a/b\n4:memory:/docker/abc/own\n3:pids:/\n2:name=systemd:/x\n0::/user.slice\n"
+
+
+def test_hierarchies_are_found_where_they_are_mounted() -> None:
+    mounted = find.parse_mounts(MOUNTINFO)
+    paths = find.own_paths(PROC_CGROUP)
+    places = {
+        controller: find.directory_of(hierarchy, paths[controller])
+        for hierarchy in mounted
+        for controller in hierarchy.controllers
+    }
+    assert places == {
+        "cpu": Path("/sys/fs/cgroup/cpu,cpuacct/a/b"),
+        "cpuacct": Path("/sys/fs/cgroup/cpu,cpuacct/a/b"),
+        "memory": Path("/sys/fs/cgroup/memory/own"),
+        "pids": Path("/with space"),
+    }
+    assert [find.directory_of(h, paths[""]) for h in mounted if h.version == 2] == [
+        Path("/sys/fs/cgroup/unified/user.slice")
+    ]

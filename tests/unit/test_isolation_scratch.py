@@ -1,0 +1,95 @@
+"""Scratch directories, and their removal in small steps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from isolation.scratch import STEP_ENTRIES, TRASH, ScratchRoot
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "scratch"
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def _tidy(scratch: ScratchRoot) -> int:
+    steps = 1
+    while not scratch.tidy():
+        steps += 1
+    return steps
+
+
+def test_made_and_removed(root: Path) -> None:
+    scratch = ScratchRoot(root)
+    assert root.stat().st_mode & 0o777 == 0o700
+    scratch.make("a", os.getuid())
+    with pytest.raises(FileExistsError):
+        scratch.make("a", os.getuid())
+    scratch.remove("a")
+    scratch.remove("a")
+    assert names_in(root) == [TRASH]
+    scratch.close()
+    assert names_in(root) == []
+
+
+def test_removal_of_much_goes_in_steps(root: Path) -> None:
+    scratch = ScratchRoot(root)
+    scratch.make("a", os.getuid())
+    for i in range(STEP_ENTRIES * 3):
+        (root / "a" / str(i)).touch()
+    scratch.remove("a")
+    assert names_in(root) == [TRASH]  # out of the way at once
+    assert _tidy(scratch) >= 3
+    assert names_in(root / TRASH) == []
+    scratch.close()
+
+
+def test_deep_nesting_takes_no_depth(root: Path) -> None:
+    scratch = ScratchRoot(root)
+    scratch.make("a", os.getuid())
+    here = os.open(root / "a", os.O_RDONLY)
+    for _ in range(3000):  # far beyond the recursion limit, and PATH_MAX
+        os.mkdir("d" * 20, dir_fd=here)
+        deeper = os.open("d" * 20, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(here)
+    scratch.remove("a")
+    _tidy(scratch)
+    assert names_in(root / TRASH) == []
+    scratch.close()
+
+
+def test_links_are_removed_and_not_followed(root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    scratch = ScratchRoot(root)
+    scratch.make("a", os.getuid())
+    (root / "a" / "link").symlink_to(outside)
+    (root / "a" / "dangling").symlink_to("/nowhere")
+    os.mkfifo(root / "a" / "fifo")
+    scratch.remove("a")
+    _tidy(scratch)
+    assert names_in(root / TRASH) == []
+    assert (outside / "kept").exists()
+    scratch.close()
+
+
+def test_what_an_earlier_run_left_is_removed(root: Path) -> None:
+    (root / "old" / "sub").mkdir(parents=True)
+    (root / "file").touch()
+    (root / "link").symlink_to("/etc")
+    (root / TRASH / "t1" / "t2").mkdir(parents=True)
+    scratch = ScratchRoot(root)
+    _tidy(scratch)
+    assert names_in(root) == [TRASH]
+    assert names_in(root / TRASH) == []
+    scratch.close()
