@@ -10,7 +10,8 @@ Facts of etcd that this relies on, and must respect:
   that is in the batch already waits for the next one.
 * A level holds 128 operations at most, less the widest transaction nested in it: batches of 100 fit.
 * An error is the whole RPC's. A batch that is refused is halved until the culprit is alone, so that its neighbours
-  succeed. Without space only items that put anything fail.
+  succeed.
+* A full etcd refuses only what puts anything, and "no space" may be said of what was applied: a read tells.
 * A transaction made of nothing but ranges is a read that costs no write to etcd's log, but only when it is flat: reads
   travel apart from transitions.
 
@@ -276,19 +277,12 @@ def _isolate(part: list[_Item[PayloadT, AnswerT]], error: StoreError) -> list[li
     if len(part) == 1:
         _fail(part[0], error)
         return []
-    if isinstance(error, NoSpace):
-        # True for every put until space is made, so halving would only send a full etcd more of them.
-        for item in part:
-            if _puts(item.payload):
-                _fail(item, error)
-        rest = [item for item in part if not item.answer.done()]
-        return [rest] if len(rest) < len(part) else [[item] for item in part]
     middle = len(part) // 2
     return [part[middle:], part[:middle]]
 
 
-def _puts(payload: object) -> bool:
-    return isinstance(payload, Transition) and any(isinstance(write, Put) for write in payload.writes)
+def _puts(transition: Transition) -> bool:
+    return any(isinstance(write, Put) for write in transition.writes)
 
 
 async def _answer_or_error(answer: asyncio.Future[Applied | Lost]) -> Applied | Lost | StoreError:
@@ -365,7 +359,8 @@ class Batcher:
         """Sends it until it is answered.
 
         Raises OutcomeUnknown (no answer before the time was up: it may have been applied, or may yet be),
-        StoreUnavailable (never sent), RequestTooLarge, InvalidRequest, NoSpace (refused, nothing written).
+        StoreUnavailable (never sent), RequestTooLarge, InvalidRequest, NoSpace (refused, nothing written as far as the
+        record tells).
         Cancelling the caller gives no guarantee whether it is applied.
         """
         return await (await self.post(transition, timeout_s=timeout_s))
@@ -425,6 +420,38 @@ class Batcher:
         return self._lanes
 
     async def _send_transitions(self, items: Sequence[_Item[Transition, Applied | Lost]]) -> None:
+        try:
+            await self._send_together(items)
+        except NoSpace as error:
+            putting = [item for item in items if _puts(item.payload)]
+            if not putting:
+                raise
+            await self._settle_full(putting, error)
+            rest = [item for item in items if not item.answer.done()]
+            if rest:
+                await self._send_together(rest)
+
+    async def _settle_full(self, items: Sequence[_Item[Transition, Applied | Lost]], error: NoSpace) -> None:
+        """etcd is full, and these put something. Those that reached it while it was filling up it has applied all the
+        same and reports as failed (apply.go, quotaApplierV3); those after that it refuses. Either is over when it
+        answers, so that here, unlike after an unknown outcome, reading settles it."""
+        records = tuple([Range(item.payload.record_key) for item in items])
+        try:
+            result = await self._etcd.txn(Txn(success=records), timeout_s=self._rpc_timeout_s)
+        except (OutcomeUnknown, StoreUnavailable) as unread:
+            for item in items:
+                _fail(item, OutcomeUnknown(f"{error}, and then nothing could be read: {unread}"))
+            return
+        for item, found in zip(items, result.results, strict=True):
+            kvs = found.kvs if isinstance(found, RangeResult) else ()
+            if item.answer.done():
+                continue
+            if kvs and kvs[0].value == item.payload.record:
+                item.answer.set_result(Applied(kvs[0].mod_revision))
+            else:
+                _fail(item, error)
+
+    async def _send_together(self, items: Sequence[_Item[Transition, Applied | Lost]]) -> None:
         nested = tuple([Txn(i.payload.compares, i.payload.writes, i.payload.reads) for i in items])
         if len(nested) == 1:
             result = await self._etcd.txn(nested[0], timeout_s=self._rpc_timeout_s)

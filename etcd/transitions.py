@@ -169,6 +169,10 @@ class Transition:
     #: The record that it writes; empty where it deletes it.
     record: bytes
 
+    @property
+    def record_key(self) -> bytes:
+        return keys.task(self.task_id)
+
 
 @dataclass(frozen=True, slots=True)
 class _Values:

@@ -219,8 +219,46 @@ async def test_without_space_deletes_still_go_through() -> None:
         etcd.calls.clear()
         answers = await apply_all(batcher, [*submits(40), *deletes, *submits(40)])
         assert [type(answer) for answer in answers] == [NoSpace] * 40 + [Applied] * 5 + [NoSpace] * 40
-        assert len(etcd.calls) == 2, "a full etcd is not asked again for every one"
+        assert len(etcd.calls) == 3, "a full etcd is not asked again for every one: refused, read, deleted"
         assert await snapshot(etcd) == {}
+
+
+async def test_no_space_may_be_said_of_what_was_applied(etcd: Etcd) -> None:
+    """etcd applies what reaches it while it is filling up, and reports it as failed; the next it refuses. (Seen: 21
+    tasks stored of which 16 were acknowledged.)"""
+
+    class Filling(Recorder):
+        """Applies the first transaction that puts, and says no space to all of them."""
+
+        is_full = False
+
+        async def txn(self, txn: Txn, *, timeout_s: float = 3.0) -> TxnResult:
+            if "Put" not in repr(txn):
+                return await super().txn(txn, timeout_s=timeout_s)
+            if not self.is_full:
+                self.is_full = True
+                await super().txn(txn, timeout_s=timeout_s)
+            raise NoSpace("etcdserver: mvcc: database space exceeded")
+
+    taken, *items = submits(20)
+    await etcd.txn(Txn(success=taken.writes))
+    async with Batcher(cast("Etcd", Filling(etcd)), max_items=10) as batcher:
+        answers = await apply_all(batcher, [taken, *items])
+    # The first ten were in one batch. The one that was there before has the same record, and so is its own.
+    assert [type(answer) for answer in answers] == [Applied] * 10 + [NoSpace] * 10
+    written = await snapshot(etcd)
+    for transition, answer in zip([taken, *items], answers, strict=True):
+        assert (keys.task(transition.task_id) in written) is isinstance(answer, Applied)
+
+
+async def test_no_space_and_no_answer_to_the_read_is_unknown(etcd: Etcd) -> None:
+    class Gone(Recorder):
+        async def txn(self, txn: Txn, *, timeout_s: float = 3.0) -> TxnResult:
+            raise NoSpace("full") if "Put" in repr(txn) else StoreUnavailable("gone")
+
+    async with Batcher(cast("Etcd", Gone(etcd))) as batcher:
+        answers = await apply_all(batcher, submits(3))
+    assert [type(answer) for answer in answers] == [OutcomeUnknown] * 3
 
 
 # -- unknown outcomes -----------------------------------------------------------------------------------------------
