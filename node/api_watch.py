@@ -42,7 +42,7 @@ class WatchCall:
             raise invalid([Violation("from_revision", "must be 1 or more")])
         labels = dict(request.labels)
         present: list[tasks_pb2.WatchResponse] = []
-        if wanted_ids and start is None:
+        if start is None:
             present, revision = await self._present(list(request.ids))
             start = revision + 1
 
@@ -50,7 +50,7 @@ class WatchCall:
             return labels.items() <= dict(task.spec.labels).items() if labels else True
 
         async with self._etcd.watch(_ranges(wanted_ids), start_revision=start) as batches:
-            yield tasks_pb2.WatchResponse(ready=True)
+            yield tasks_pb2.WatchResponse(ready=True, revision=start)
             for response in present:
                 yield response
             async for batch in batches:
@@ -62,7 +62,11 @@ class WatchCall:
                         yield response
 
     async def _present(self, wanted: Sequence[str]) -> tuple[list[tasks_pb2.WatchResponse], int]:
-        """The state of each id, in their order, and the oldest revision at which one was read."""
+        """The state of each id, in their order, and the oldest revision at which one was read (without ids, the newest
+        revision)."""
+        if not wanted:
+            # A read of a key that is never there: for etcd's revision alone.
+            return [], (await self._etcd.range(Range(keys.all_tasks().key, keys_only=True))).revision
         found: list[tasks_pb2.WatchResponse] = []
         oldest: int | None = None
         for start in range(0, len(wanted), READS_AT_ONCE):

@@ -297,3 +297,17 @@ def test_nodes_lists_this_one(channel: grpc.Channel, node: LiveNode) -> None:
     assert view.node.capacity.cpu == 2
     assert view.state == "ready"
     assert view.role == "voter"
+
+
+def test_a_watch_tells_the_revision_that_it_goes_on_from(stub: Stub) -> None:
+    """A client whose stream breaks before the first transition loses none between the two streams."""
+    watch = stub.Watch(tasks_pb2.WatchRequest())
+    ready = next(watch)
+    watch.cancel()
+    (task_id,) = submit(stub, spec(command="true"))
+    again = stub.Watch(tasks_pb2.WatchRequest(from_revision=ready.revision))
+    assert next(again).revision == ready.revision
+    assert next(response for response in again if response.task.id == task_id).task.status == (
+        records_pb2.TASK_STATUS_QUEUED
+    )
+    again.cancel()
