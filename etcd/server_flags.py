@@ -42,6 +42,9 @@ class EtcdConfig:
     #: The other members, name -> peer URL, for "existing".
     initial_cluster: tuple[tuple[str, str], ...] = ()
     quota_bytes: int = 8 << 30
+    #: The same on all members. A lone voter that was restarted serves after 1 to 2 of these (it elects itself, though
+    #: nobody else could be), and the shortest lease is 1.5 of them, rounded up to seconds.
+    election_timeout_ms: int = 1000
 
     @property
     def data_dir(self) -> Path:
@@ -90,6 +93,8 @@ def arguments(config: EtcdConfig, ports: Ports, flags: frozenset[str]) -> list[s
         *zip(("peer-cert-file", "peer-key-file", "peer-trusted-ca-file"), certificate, strict=True),
         ("peer-client-cert-auth", "true"),
         ("quota-backend-bytes", str(config.quota_bytes)),
+        ("election-timeout", str(config.election_timeout_ms)),
+        ("heartbeat-interval", str(config.election_timeout_ms // 10)),
         # Entries are batches of up to 1 MiB: with the defaults (100,000 and 5,000) they would fill the memory.
         ("snapshot-count", "2000"),
         ("auto-compaction-retention", "0"),  # `etcd/maintenance.py` compacts

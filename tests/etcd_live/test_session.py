@@ -17,6 +17,7 @@ from etcd.port import Compare, Delete, Put, Range, Relation, Target, Txn
 from node.core.fence import MARGIN_S
 from node.session import Session, boottime
 from tests.support.etcd_process import EtcdProcess
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.etcd
@@ -166,6 +167,28 @@ async def test_a_frozen_etcd_stops_the_deadline_and_a_thawed_one_moves_it(own_et
         # Either its lease lived on, or etcd ended it first: both must show, and soon.
         await wait_until(lambda: lost.done() or not session.is_at_risk, 20, what="alive again, or lost")
         lost.cancel()
+
+
+async def test_a_silent_connection_is_made_up_by_another_before_the_deadline(
+    etcd_process: EtcdProcess,
+) -> None:
+    """TCP would notice nothing, and grpc only after 8 s, which is later than the lease lives."""
+    deadlines = Deadlines()
+    async with TcpProxy(etcd_process.address) as proxy:
+        endpoints = [proxy.address, etcd_process.address]
+        session = make_session(lambda: EtcdClient(endpoints, etcd_process.tls), deadlines, ttl_s=4)
+        await session.open(10)
+        try:
+            first = deadlines.newest
+            await wait_until(lambda: deadlines.newest > first, what="pings are answered")
+            proxy.swallow()
+            cut_at = boottime()
+            while boottime() < cut_at + 12:
+                assert not session.is_at_risk
+                await asyncio.sleep(0.05)
+            assert deadlines.newest > boottime()
+        finally:
+            await session.close()
 
 
 async def test_the_lease_outlives_a_killed_and_restarted_etcd(own_etcd: EtcdProcess) -> None:

@@ -5,7 +5,8 @@ with virtual time makes leases run out in virtual time; or a clock that is passe
 it). Every call gives the loop one turn, as a real one would.
 
 Faults are decided per call by `faults`, a function of the method's name and its argument; `is_cut` cuts the whole
-client off, as a broken network would: calls hang until their deadline, watches and lease streams fall silent.
+client off, as a broken network would: calls hang until their deadline, watches and lease streams fall silent, and go
+on where they were when it is healed.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class FakeEtcd:
         self.store = store or FakeStore()
         #: Called with method name and argument before each call; a Fault makes it fail.
         self.faults: Callable[[str, object], Fault | None] = no_faults
-        self._is_cut = False
+        self._healed = asyncio.Event()
+        self._healed.set()
         #: How long each call takes, in seconds.
         self.latency: Callable[[], float] = lambda: 0.0
         #: Names of the methods called, in order.
@@ -88,13 +90,18 @@ class FakeEtcd:
     @property
     def is_cut(self) -> bool:
         """Whether this client is cut off; to be set by the test."""
-        return self._is_cut
+        return not self._healed.is_set()
 
     @is_cut.setter
     def is_cut(self, is_cut: bool) -> None:
-        self._is_cut = is_cut
+        if is_cut:
+            self._healed.clear()
+            return
+        self._healed.set()
         for watch in self.watches:
             watch.wake()
+        for stream in self.lease_streams:
+            stream.deliver()
 
     def now(self) -> float:
         return self._clock() if self._clock else asyncio.get_running_loop().time()
@@ -201,14 +208,21 @@ class FakeEtcd:
                 self._apply_later(act, fault.applied_after_s)
             await asyncio.sleep(fault.error_after_s)
             raise error(f"fake: {method}: {fault}")
-        if self.is_cut:
-            await asyncio.sleep(timeout_s)
-            raise error(f"fake: {method}: no answer within {timeout_s} s")
         await asyncio.sleep(self.latency())
-        if self.is_cut:
-            raise error(f"fake: {method}: cut off on the way")
+        if not await self.arrives(timeout_s):
+            raise error(f"fake: {method}: no answer within {timeout_s} s")
         self.tick()
         return act()
+
+    async def arrives(self, timeout_s: float) -> bool:
+        """Waits while the client is cut off; False when that takes too long. What is sent meanwhile arrives later."""
+        if self._healed.is_set():
+            return True  # wait_for makes a task, too dear for every call of a simulation
+        try:
+            await asyncio.wait_for(self._healed.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
 
     def _apply_later(self, act: Callable[[], object], seconds: float) -> None:
         def apply() -> None:
@@ -250,10 +264,12 @@ class FakeWatch:
 
     async def __aenter__(self) -> Self:
         store = self._etcd.store
-        if self._etcd.is_cut or self._etcd.faults("watch", self._ranges) is not None:
-            await asyncio.sleep(self._timeout_s)
-            raise StoreUnavailable(f"fake: the watch did not stand within {self._timeout_s} s")
         await asyncio.sleep(self._etcd.latency())
+        if self._etcd.faults("watch", self._ranges) is not None:
+            await asyncio.sleep(self._timeout_s)
+            raise StoreUnavailable("fake: the watch did not stand: a fault")
+        if not await self._etcd.arrives(self._timeout_s):
+            raise StoreUnavailable(f"fake: the watch did not stand within {self._timeout_s} s")
         if self._next == 0:
             self._next = store.revision + 1
         store.history(self._next)
@@ -304,6 +320,7 @@ class FakeKeepAlive:
         self._lease_id = lease_id
         self._answers: asyncio.Queue[KeepAliveAnswer | None] = asyncio.Queue()
         self._is_broken = False
+        self._on_the_way = 0
 
     async def __aenter__(self) -> Self:
         self._etcd.lease_streams.add(self)
@@ -317,12 +334,17 @@ class FakeKeepAlive:
     async def ping(self) -> None:
         if self._is_broken:
             raise StoreUnavailable("fake: the lease stream is broken")
-        if self._etcd.is_cut or self._etcd.faults("ping", self._lease_id) is not None:
-            return  # goes into the void; no answer comes
-        await asyncio.sleep(self._etcd.latency())
-        ttl_s = self._etcd.store.renew(self._lease_id, self._etcd.now())
-        self._etcd.tick()
-        if self._etcd.faults("pong", self._lease_id) is None:
+        self._on_the_way += 1
+        if not self._etcd.is_cut and self._etcd.faults("ping", self._lease_id) is None:
+            await asyncio.sleep(self._etcd.latency())
+            self.deliver()
+
+    def deliver(self) -> None:
+        """All pings on the way arrive. None is ever lost on a stream that lives: TCP sends it again."""
+        while self._on_the_way and not self._is_broken:
+            self._on_the_way -= 1
+            ttl_s = self._etcd.store.renew(self._lease_id, self._etcd.now())
+            self._etcd.tick()
             self._answers.put_nowait(KeepAliveAnswer(ttl_s))
 
     async def answer(self) -> KeepAliveAnswer:

@@ -96,6 +96,10 @@ class FakeStore:
             raise Compacted(0)
         return self._range(op, op.revision or self.revision)
 
+    def read_all(self) -> tuple[KeyValue, ...]:
+        """Every key, now."""
+        return self._range(Range(b"\0", b"\0"), self.revision).kvs
+
     def history(self, start_revision: int) -> list[Change]:
         """Changes from that revision on; raises Compacted."""
         if start_revision <= self.compacted:
