@@ -103,6 +103,10 @@ class _Deadline:
         self._loop = asyncio.get_running_loop()
         self._at = self._loop.time() + timeout_s
 
+    def left_to_read_s(self) -> float:
+        """The same for a read, which says by itself that its time is up."""
+        return max(0.0, self._at - self._loop.time())
+
     def left_s(self) -> float:
         """Raises OutcomeUnknown when nothing is left: something of the call may have been written."""
         left = self._at - self._loop.time()
@@ -153,7 +157,7 @@ class TaskStore:
         found: list[Versioned | None] = []
         for start in range(0, len(ids), _READ_CHUNK):
             ranges = [Range(keys.task(task_id)) for task_id in ids[start : start + _READ_CHUNK]]
-            found += map(_versioned, await self._batcher.read(ranges, timeout_s=deadline.left_s()))
+            found += map(_versioned, await self._batcher.read(ranges, timeout_s=deadline.left_to_read_s()))
         return found
 
     async def find(self, prefix: str, limit: int = 2, *, timeout_s: float = 3.0) -> list[str]:
@@ -180,7 +184,7 @@ class TaskStore:
         deadline = _Deadline(timeout_s)
 
         async def read(ranges: Sequence[Range]) -> tuple[RangeResult, ...]:
-            return await self._batcher.read(ranges, timeout_s=deadline.left_s())
+            return await self._batcher.read(ranges, timeout_s=deadline.left_to_read_s())
 
         return await list_page(
             self._etcd,

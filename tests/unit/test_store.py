@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from etcd import keys
-from etcd.errors import NoSpace, RecordCorrupt, RequestTooLarge
+from etcd.errors import NoSpace, RecordCorrupt, RequestTooLarge, StoreUnavailable
 from etcd.identity import Identity
 from etcd.port import Etcd, Put, Txn, TxnResult
 from etcd.store import AlreadyExists, CancelStep, Claim, Submitted, TaskStore, Versioned
@@ -174,6 +174,18 @@ async def test_ids_are_found_by_prefix(store: TaskStore) -> None:
     assert await store.find("2") == []
     for nonsense in ("status", "s", "-", "11111111x", ids[0] + "0", "1111111111111111", "ABCDEF"):
         assert await store.find(nonsense) == []
+
+
+async def test_a_read_without_time_is_unavailable_not_unknown(etcd: Etcd, store: TaskStore) -> None:
+    seen = await queued(store)
+
+    class Deaf(LossyEtcd):
+        async def txn(self, txn: Txn, *, timeout_s: float = 3.0) -> TxnResult:
+            return await asyncio.Event().wait()  # type: ignore[return-value]  # never answers
+
+    async with open_store(cast("Etcd", Deaf(etcd))) as deaf:
+        with pytest.raises(StoreUnavailable):
+            await deaf.read([seen.task.id] * 120, timeout_s=0.05)
 
 
 async def test_a_strangers_record_is_named(store: TaskStore, etcd: Etcd) -> None:
