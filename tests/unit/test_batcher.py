@@ -300,7 +300,8 @@ async def test_a_short_deadline_does_not_shorten_its_neighbours() -> None:
         assert not patient.done()
         etcd.is_cut = False
         assert isinstance(await patient, Applied)
-        assert await key_value(etcd, keys.task(short.task_id)) is None
+        # The short one's outcome stays unknown: the call that carried both may have got through with both.
+        assert await key_value(etcd, keys.task(long.task_id)) is not None
 
 
 async def test_never_sent_is_told_apart_from_unknown(recorder: Recorder, etcd: Etcd) -> None:
