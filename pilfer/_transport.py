@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -130,16 +131,19 @@ class BlockingTransport:
     def __init__(self, target: UnixTarget | TcpTarget) -> None:
         self._endpoint = _Endpoint(target)
         self._channel: grpc.Channel | None = None
+        #: Several threads may make the first call.
+        self._opening = threading.Lock()
 
     def _open(self) -> grpc.Channel:
-        if self._channel is None:
-            name, credentials = self._endpoint.open()
-            self._channel = (
-                grpc.insecure_channel(name, _OPTIONS)
-                if credentials is None
-                else grpc.secure_channel(name, credentials, _OPTIONS)
-            )
-        return self._channel
+        with self._opening:
+            if self._channel is None:
+                name, credentials = self._endpoint.open()
+                self._channel = (
+                    grpc.insecure_channel(name, _OPTIONS)
+                    if credentials is None
+                    else grpc.secure_channel(name, credentials, _OPTIONS)
+                )
+            return self._channel
 
     async def unary(self, call: Call[Request, Response], request: Request, timeout_s: float) -> Response:
         method = self._open().unary_unary(

@@ -282,8 +282,9 @@ class AsyncClient:
         """Every transition, in order and without end, of the given tasks (full ids) or of all; without stdin.
 
         With ids, the present state of each comes first. labels: only tasks that have all of them. from_revision: the
-        first revision to report, else from now on, which is when the first event is asked for. A broken connection is resumed without loss or repetition; raises
-        RevisionGone where that cannot be (list, then watch anew), and NotFound.
+        first revision to report, else from now on, which is when the first event is asked for. A broken connection is
+        resumed without loss or repetition; raises RevisionGone where that cannot be (list, then watch anew), and
+        NotFound.
         """
         given = [ids] if isinstance(ids, str) else [*ids]
         return self._events(dict.fromkeys(given, 0), dict(labels or {}), from_revision, None)

@@ -6,6 +6,7 @@ and is shown as one.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -92,6 +93,11 @@ def run(arguments: Sequence[str]) -> int:
     """Runs the program with these arguments and gives its exit code."""
     from node.cli.group import root
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding does not have is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # grpc's own remarks on stderr (a handshake that failed) say nothing that the error does not.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     name = Path(sys.argv[0]).name
     program = name if name in ("node", "pilfer") else "node"
     try:

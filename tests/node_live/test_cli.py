@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.node_process import LiveNode, live_node, processes_in
+from tests.support.node_process import LiveNode, live_node, processes_in, require_node
 from tests.support.wait import wait_until_sync
 
 pytestmark = pytest.mark.node
@@ -264,3 +264,23 @@ def test_tcp_with_certificates_and_without(tmp_path: Path) -> None:
         none = node.cli("list", "--address", address, "--certs", str(tmp_path))
         assert none.returncode == 2
         assert "ca.crt" in none.stderr
+
+
+def test_a_data_directory_with_a_long_name(tmp_path: Path) -> None:
+    """Its socket's path does not fit into an address (107 bytes)."""
+    require_node()
+    node = LiveNode(tmp_path / ("d" * 100) / "node", "--cpu", "1")
+    node.data_dir.parent.mkdir()
+    try:
+        node.start()
+        ran = node.cli("run", "--", "echo", "through a long door")
+        assert (ran.returncode, ran.stdout) == (0, "through a long door\n"), ran.stderr
+    finally:
+        node.end()
+
+
+def test_a_data_directory_in_use_is_refused(node: LiveNode) -> None:
+    second = node.cli("start", "--data-dir", str(node.data_dir))
+    assert (second.returncode, second.stdout) == (1, "")
+    assert "in use" in second.stderr
+    assert node.cli("run", "--", "true").returncode == 0, "the first one does not mind"

@@ -186,6 +186,13 @@ def test_a_full_disk_is_an_error(cluster: FakeCluster) -> None:
     assert b"Traceback" not in ran.stderr
 
 
+def test_an_encoding_that_lacks_a_letter_is_no_reason_to_fail(cluster: FakeCluster) -> None:
+    assert node("submit", "--name", "漢", "--", "true").returncode == 0
+    ran = node("list", PYTHONIOENCODING="latin-1")
+    assert ran.returncode == 0
+    assert "\\u6f22" in ran.stdout
+
+
 # --- signals
 
 
