@@ -152,12 +152,25 @@ class TaskStore:
     # -- read ---------------------------------------------------------------------------------------------------
 
     async def read(self, ids: Sequence[str], *, timeout_s: float = 3.0) -> list[Versioned | None]:
-        """The records, in the order of the ids; None where there is none."""
-        deadline = _Deadline(timeout_s)
+        """The records, in the order of the ids; None where there is none. Raises RecordCorrupt."""
         found: list[Versioned | None] = []
+        for one in await self.read_each(ids, timeout_s=timeout_s):
+            if isinstance(one, RecordCorrupt):
+                raise one
+            found.append(one)
+        return found
+
+    async def read_each(self, ids: Sequence[str], *, timeout_s: float = 3.0) -> list[Versioned | RecordCorrupt | None]:
+        """The same, with the error in the place of a record that cannot be read, so that it harms no other."""
+        deadline = _Deadline(timeout_s)
+        found: list[Versioned | RecordCorrupt | None] = []
         for start in range(0, len(ids), _READ_CHUNK):
             ranges = [Range(keys.task(task_id)) for task_id in ids[start : start + _READ_CHUNK]]
-            found += map(_versioned, await self._batcher.read(ranges, timeout_s=deadline.left_to_read_s()))
+            for result in await self._batcher.read(ranges, timeout_s=deadline.left_to_read_s()):
+                try:
+                    found.append(_versioned(result))
+                except RecordCorrupt as error:
+                    found.append(error)
         return found
 
     async def find(self, prefix: str, limit: int = 2, *, timeout_s: float = 3.0) -> list[str]:
@@ -177,10 +190,12 @@ class TaskStore:
         page_size: int = 1000,
         page_token: str = "",
         newest_first: bool = False,
+        wanted: Callable[[Task], bool] | None = None,
         now: float | None = None,
         timeout_s: float = 10.0,
     ) -> Page:
-        """A page of all tasks, or of those of one status: see `etcd/listing.py`. now: by default the wall clock's."""
+        """A page of all tasks, or of those of one status, or of those wanted: see `etcd/listing.py`. now: by default
+        the wall clock's."""
         deadline = _Deadline(timeout_s)
 
         async def read(ranges: Sequence[Range]) -> tuple[RangeResult, ...]:
@@ -195,6 +210,7 @@ class TaskStore:
             newest_first=newest_first,
             now=time.time() if now is None else now,
             timeout_s=timeout_s,
+            wanted=wanted,
         )
 
     # -- claim --------------------------------------------------------------------------------------------------

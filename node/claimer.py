@@ -159,13 +159,15 @@ class Claimer:
         known = [(offer, self._ahead.take(offer.task_id)) for offer in offers]
         unread = [offer for offer, seen in known if seen is None]
         try:
-            read = await self._store.read([offer.task_id for offer in unread]) if unread else []
+            read = await self._store.read_each([offer.task_id for offer in unread])
         except StoreError as error:
             await self._try_later(offers, error)
             return
         waiting: list[tuple[Offer, Versioned]] = []
         for offer, seen in (*known, *zip(unread, read, strict=True)):
-            if seen is not None and seen.task.status is Status.QUEUED:
+            if isinstance(seen, RecordCorrupt):
+                log.error("task=%s cannot be claimed: %s", offer.task_id, seen)
+            elif seen is not None and seen.task.status is Status.QUEUED:
                 waiting.append((offer, seen))
         found = {offer.task_id for offer, _ in waiting}
         for offer in offers:

@@ -54,8 +54,9 @@ class ReadAhead:
         """Reads and holds these. Errors cost nothing but the advantage."""
         self._reading.update(task_ids)
         try:
-            for seen in await self._store.read(task_ids):
-                if seen is not None and seen.task.id in self._reading and seen.task.id in self._view:
+            for seen in await self._store.read_each(task_ids):
+                # One that cannot be read is told when it is to be claimed.
+                if isinstance(seen, Versioned) and seen.task.id in self._reading and seen.task.id in self._view:
                     self._held[seen.task.id] = seen
         except StoreError as error:
             log.debug("nothing was read ahead: %s", error)

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from etcd import keys
-from etcd.errors import NoSpace, RecordCorrupt, RequestTooLarge, StoreUnavailable
+from etcd.errors import NoSpace, OutcomeUnknown, RecordCorrupt, RequestTooLarge, StoreUnavailable
 from etcd.identity import Identity
 from etcd.port import Etcd, Put, Txn, TxnResult
 from etcd.store import AlreadyExists, CancelStep, Claim, Submitted, TaskStore, Versioned
@@ -25,6 +25,7 @@ from tests.support.tasks import (
     DONE,
     GIVEN_BACK,
     LOSSES,
+    LOST_AFTER,
     NODE_A,
     NODE_B,
     NOW,
@@ -193,6 +194,10 @@ async def test_a_strangers_record_is_named(store: TaskStore, etcd: Etcd) -> None
     await etcd.txn(Txn(success=(Put(keys.task(stranger.id), b"\xff\xff"),)))
     with pytest.raises(RecordCorrupt, match=stranger.id):
         await store.read([stranger.id])
+    sound = await queued(store)
+    before, broken, after = await store.read_each([sound.task.id, stranger.id, sound.task.id])
+    assert isinstance(broken, RecordCorrupt)
+    assert before == after == sound
     await delete_key(etcd, keys.task(stranger.id))
 
 
@@ -542,6 +547,36 @@ async def test_an_unknown_outcome_is_settled(  # noqa: PLR0917  (fixtures and pa
         assert expected is not None
         await lossy.settled()
         assert (await read_one(store, expected.id)).task == expected
+
+
+@pytest.mark.parametrize("call", ["claim", "finish", "submit"])
+async def test_a_call_repeated_after_an_unknown_outcome_finds_its_own(
+    store: TaskStore, etcd: Etcd, me: Identity, call: str
+) -> None:
+    """All tries of the first call lose their answers; the caller repeats it with the same values."""
+    lossy = LossyEtcd(etcd)
+    task, seen, claim = new_task(), await queued(store), await claimed(store, me)
+
+    async def once(unlucky: TaskStore, timeout_s: float) -> object:
+        if call == "submit":
+            return await unlucky.submit(task, timeout_s=timeout_s)
+        if call == "claim":
+            return await unlucky.claim(seen, me, now=NOW + 1, timeout_s=timeout_s)
+        return await unlucky.finish(claim, DONE, started_at=NOW, now=NOW + 2, timeout_s=timeout_s)
+
+    lossy.loss = lambda: LOST_AFTER
+    async with open_store(cast("Etcd", lossy)) as unlucky:
+        with pytest.raises(OutcomeUnknown):
+            await once(unlucky, 0.15)
+        lossy.loss = lambda: None
+        answer = await once(unlucky, TIMEOUT_S)
+    if call == "submit":
+        assert answer == Submitted(task, created=True)
+    elif call == "claim":
+        assert isinstance(answer, Claim)
+        assert answer.task == (await read_one(store, seen.task.id)).task
+    else:
+        assert answer == (await read_one(store, claim.task.id)).task
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name.replace(" ", "-"))
