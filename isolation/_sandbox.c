@@ -3,8 +3,8 @@
  * Python prepares everything: an ordered list of system calls (the plan, `isolation/plan.py`), the paths to try for
  * the command, argv and envp. This file copies all of that into one mapping (the arena), clones a child into new
  * namespaces, and lets it run the list. What runs in the child is `child()` and what it calls, a page and a half:
- * raw system calls on data in the arena, no libc state, no malloc, nothing of Python. So the child needs neither
- * Python's heap (the spawner marks it MADV_DONTFORK, which makes the fork cheap) nor any locks.
+ * raw system calls on data in the arena, no libc state, no malloc, nothing of Python. So the child needs nothing of
+ * the interpreter's memory (`memory.py` keeps it out of forks, which makes them cheap) nor any locks.
  *
  * The child then stays as PID 1 of the sandbox. It starts the command by vfork, passes SIGTERM from outside on to
  * the command's process group, reaps everything, reports the command's exact wait status, and exits, whereupon the
@@ -473,7 +473,8 @@ static PyObject *py_set_deadline(PyObject *self, PyObject *arg)
     Py_RETURN_NONE;
 }
 
-/* Addresses that the child needs: `memory.py` leaves the mappings that hold them alone. */
+/* Addresses that the child needs (stack, thread-local storage, this file's data, the C library): `memory.py` leaves
+ * the mappings that hold them alone. */
 static PyObject *py_needed_addresses(PyObject *self, PyObject *unused)
 {
     (void)self;
@@ -485,7 +486,7 @@ static PyObject *py_needed_addresses(PyObject *self, PyObject *unused)
     }
     return Py_BuildValue("(KKKK)", (unsigned long long)(uintptr_t)&local,
                          (unsigned long long)(uintptr_t)__builtin_thread_pointer(),
-                         (unsigned long long)(uintptr_t)&deadline_page, (unsigned long long)(uintptr_t)&errno);
+                         (unsigned long long)(uintptr_t)&deadline_page, (unsigned long long)(uintptr_t)&vfork);
 }
 
 static PyMethodDef methods[] = {

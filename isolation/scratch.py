@@ -4,16 +4,25 @@ A task may leave a million files or directories nested without end, and the spaw
 small steps between other work: a directory that must go is renamed into the trash, and its subdirectories are renamed
 into the trash too instead of being descended into; depth and descriptors stay constant, and no symbolic link is ever
 followed.
+
+A directory that comes back empty, and with nothing attached to it (mode, attributes), is kept and renamed for the next
+sandbox: five times cheaper than rmdir and mkdir on ext4, which looks long for an inode that was not deleted lately.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from collections import deque
 from pathlib import Path
 
 TRASH = ".trash"
+SPARE = ".spare"
+
+#: Empty directories kept for the next sandboxes.
+SPARES_MAX = 64
 
 #: Entries removed in one step: about a millisecond.
 STEP_ENTRIES = 64
@@ -27,6 +36,7 @@ class ScratchRoot:
         self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with contextlib.suppress(FileExistsError):
             os.mkdir(TRASH, 0o700, dir_fd=self.fd)
+        self._spares: list[tuple[str, int]] = []
         self._trash = os.open(TRASH, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
         self._next = 0
         self._queue: deque[str] = deque()
@@ -37,20 +47,45 @@ class ScratchRoot:
             names = [entry.name for entry in entries if entry.name != TRASH]
         for name in names:
             self._throw(name, self.fd)
+        os.mkdir(SPARE, 0o700, dir_fd=self.fd)
+        self._spare = os.open(SPARE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
 
     def make(self, name: str, uid: int) -> None:
         """An empty directory of that owner. Raises OSError."""
-        os.mkdir(name, 0o700, dir_fd=self.fd)
-        os.chown(name, uid, uid, dir_fd=self.fd)
+        if not self._spares:
+            os.mkdir(name, 0o700, dir_fd=self.fd)
+            os.chown(name, uid, uid, dir_fd=self.fd)
+            return
+        spare, owner = self._spares.pop()
+        os.rename(spare, name, src_dir_fd=self._spare, dst_dir_fd=self.fd)
+        if owner != uid:
+            os.chown(name, uid, uid, dir_fd=self.fd)
 
     def remove(self, name: str) -> None:
-        """Gone at once where it is empty, else handed to `tidy`."""
+        """Out of sight at once: kept for the next one where it is empty, else handed to `tidy`."""
         try:
-            os.rmdir(name, dir_fd=self.fd)
+            if len(self._spares) >= SPARES_MAX or not self._keep(name):
+                os.rmdir(name, dir_fd=self.fd)
         except FileNotFoundError:
             return
         except OSError:
             self._throw(name, self.fd)
+
+    def _keep(self, name: str) -> bool:
+        """Makes it a spare if nothing tells it from a new one. Raises OSError."""
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            # An attribute, also an access list, would be a message from one task to the next.
+            found = os.fstat(fd)
+            if stat.S_IMODE(found.st_mode) != 0o700 or _attributes(fd) or not _is_empty(fd):
+                return False
+        finally:
+            os.close(fd)
+        self._next += 1
+        spare = str(self._next)
+        os.rename(name, spare, src_dir_fd=self.fd, dst_dir_fd=self._spare)
+        self._spares.append((spare, found.st_uid))
+        return True
 
     def _throw(self, name: str, dir_fd: int) -> None:
         while True:
@@ -119,7 +154,28 @@ class ScratchRoot:
         for _ in range(patience_steps):
             if self.tidy():
                 break
+        for spare, _ in self._spares:
+            with contextlib.suppress(OSError):
+                os.rmdir(spare, dir_fd=self._spare)
+        with contextlib.suppress(OSError):
+            os.rmdir(SPARE, dir_fd=self.fd)
+        os.close(self._spare)
         with contextlib.suppress(OSError):
             os.rmdir(TRASH, dir_fd=self.fd)
         os.close(self._trash)
         os.close(self.fd)
+
+
+def _attributes(fd: int) -> list[str]:
+    """Extended attributes, where the file system has them."""
+    try:
+        return os.listxattr(fd)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return []
+        raise
+
+
+def _is_empty(fd: int) -> bool:
+    with os.scandir(fd) as entries:
+        return next(entries, None) is None

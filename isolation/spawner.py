@@ -100,7 +100,7 @@ class Spawner:
         )
         gc.collect()
         gc.freeze()
-        memory.keep_heap_out_of_forks(proc_fd)
+        memory.keep_out_of_forks(proc_fd)
         self._send(HostReport(self._parent.version, host.not_enforced, os.getpid()))
 
     # ---- the loop ------------------------------------------------------------------------------------------------

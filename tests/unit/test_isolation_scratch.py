@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from isolation.scratch import STEP_ENTRIES, TRASH, ScratchRoot
+from isolation.scratch import SPARE, STEP_ENTRIES, TRASH, ScratchRoot
 
 
 @pytest.fixture
@@ -34,9 +34,43 @@ def test_made_and_removed(root: Path) -> None:
         scratch.make("a", os.getuid())
     scratch.remove("a")
     scratch.remove("a")
-    assert names_in(root) == [TRASH]
+    assert names_in(root) == [SPARE, TRASH]
     scratch.close()
     assert names_in(root) == []
+
+
+def test_an_empty_one_is_used_again_as_if_it_were_new(root: Path) -> None:
+    scratch = ScratchRoot(root)
+    scratch.make("a", os.getuid())
+    inode = (root / "a").stat().st_ino
+    scratch.remove("a")
+    scratch.make("b", os.getuid())
+    assert (root / "b").stat().st_ino == inode
+    assert names_in(root) == [SPARE, TRASH, "b"]
+    scratch.remove("b")
+    scratch.close()
+    assert names_in(root) == []
+
+
+@pytest.mark.parametrize("trace", ["mode", "attribute", "file"])
+def test_one_with_a_trace_of_its_task_is_not_used_again(root: Path, trace: str) -> None:
+    scratch = ScratchRoot(root)
+    scratch.make("a", os.getuid())
+    if trace == "mode":
+        (root / "a").chmod(0o711)
+    elif trace == "attribute":
+        os.setxattr(root / "a", "user.message", b"to the next")
+    else:
+        (root / "a" / "file").touch()
+    scratch.remove("a")
+    assert names_in(root / SPARE) == []
+    scratch.make("b", os.getuid())
+    assert (root / "b").stat().st_mode & 0o777 == 0o700
+    assert os.listxattr(root / "b") == []
+    assert names_in(root / "b") == []
+    _tidy(scratch)
+    scratch.remove("b")
+    scratch.close()
 
 
 def test_removal_of_much_goes_in_steps(root: Path) -> None:
@@ -45,7 +79,7 @@ def test_removal_of_much_goes_in_steps(root: Path) -> None:
     for i in range(STEP_ENTRIES * 3):
         (root / "a" / str(i)).touch()
     scratch.remove("a")
-    assert names_in(root) == [TRASH]  # out of the way at once
+    assert names_in(root) == [SPARE, TRASH]  # out of the way at once
     assert _tidy(scratch) >= 3
     assert names_in(root / TRASH) == []
     scratch.close()
@@ -90,6 +124,6 @@ def test_what_an_earlier_run_left_is_removed(root: Path) -> None:
     (root / TRASH / "t1" / "t2").mkdir(parents=True)
     scratch = ScratchRoot(root)
     _tidy(scratch)
-    assert names_in(root) == [TRASH]
+    assert names_in(root) == [SPARE, TRASH]
     assert names_in(root / TRASH) == []
     scratch.close()
