@@ -26,6 +26,8 @@ from node.core.model import Status, Task
 
 #: Bytes of records after which a page ends, however few they are.
 _PAGE_BYTES = 8 << 20
+#: Tasks looked at for one page of a filtered listing.
+FILTERED_AT_ONCE = 1000
 #: Records read in one portion: bounded, since each may be a MiB.
 _PORTION = 50
 #: Width of one second of UUIDv7s: a millisecond is 80 bits.
@@ -130,29 +132,38 @@ async def list_page(
     newest_first: bool,
     now: float,
     timeout_s: float,
+    wanted: Callable[[Task], bool] | None = None,
 ) -> Page:
-    """At most page_size tasks after those of the page that gave the token, of this status where one is given.
+    """At most page_size tasks after those of the page that gave the token, of this status where one is given, and
+    those alone that are wanted: then FILTERED_AT_ONCE are looked at for one page.
 
     Sorted by id, which for UUIDv7 is the order of submission; finished tasks of one status by the time of their end,
     then id. Fewer than page_size, or none, does not mean the end: an empty next_token does. now: Unix seconds, where
     to look for the newest first. Raises BadPageToken.
     """
     cursor = _cursor(page_token) if page_token else None
+    looked_at = page_size if wanted is None else max(page_size, FILTERED_AT_ONCE)
     if status is Status.RUNNING:
-        found, following = await _running_ids(etcd, cursor, page_size, timeout_s, newest_first=newest_first)
+        found, following = await _running_ids(etcd, cursor, looked_at, timeout_s, newest_first=newest_first)
     else:
-        walk = _Walk(etcd, _axis(status), cursor, page_size, timeout_s)
+        walk = _Walk(etcd, _axis(status), cursor, looked_at, timeout_s)
         found = await (walk.down(now) if newest_first else walk.up())
         following = None
-        if len(found) >= page_size:
+        if len(found) >= looked_at:
             # Twice the width of this page: dense or thin, the next one is likely to be as dense.
             following = _Cursor(found[-1][1], max(1, 2 * abs(found[-1][1] - found[0][1])))
     tasks: list[Task] = []
     corrupt: list[str] = []
-    size = 0
+    size = last = 0
     for start in range(0, len(found), _PORTION):
         portion = found[start : start + _PORTION]
-        for result in await read([Range(keys.task(task_id)) for task_id, _ in portion]):
+        records = await read([Range(keys.task(task_id)) for task_id, _ in portion])
+        for (_, position), result in zip(portion, records, strict=True):
+            if len(tasks) >= page_size or size >= _PAGE_BYTES:
+                # Full before the end of what was looked up: the next page begins here.
+                width = following.width if following else 1 << 96
+                return Page(tuple(tasks), _Cursor(last, width).token(), tuple(corrupt))
+            last = position
             for kv in result.kvs:
                 size += len(kv.value)
                 try:
@@ -160,11 +171,8 @@ async def list_page(
                 except RecordCorrupt as error:
                     corrupt.append(str(error))
                     continue
-                if status is None or task.status is status:
+                if (status is None or task.status is status) and (wanted is None or wanted(task)):
                     tasks.append(task)
-        if size >= _PAGE_BYTES and start + _PORTION < len(found):
-            following = _Cursor(portion[-1][1], following.width if following else 1 << 96)
-            break
     return Page(tuple(tasks), following.token() if following else "", tuple(corrupt))
 
 

@@ -159,7 +159,7 @@ class TaskCalls:
             raise invalid([Violation("status", "must be queued, running, complete, canceled or failed")])
         labels = dict(request.labels)
 
-        def wanted(task: Task) -> bool:
+        def matches(task: Task) -> bool:
             return (not request.name or task.spec.name == request.name) and labels.items() <= task.spec.labels.items()
 
         try:
@@ -168,11 +168,12 @@ class TaskCalls:
                 page_size=request.page_size or PAGE_MAX,
                 page_token=request.page_token,
                 newest_first=request.newest_first,
+                wanted=matches if request.name or labels else None,
                 timeout_s=_time_left(context, CALL_TIMEOUT_S),
             )
         except BadPageToken as error:
             raise invalid([Violation("page_token", str(error))]) from error
-        tasks = [codec.task_to_proto(task, with_stdin=False) for task in page.tasks if wanted(task)]
+        tasks = [codec.task_to_proto(task, with_stdin=False) for task in page.tasks]
         return tasks_pb2.ListResponse(tasks=tasks, next_page_token=page.next_token)
 
     async def find_id(self, given: str, field: str) -> str | None:

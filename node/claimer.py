@@ -173,19 +173,17 @@ class Claimer:
         for offer in offers:
             if offer.task_id not in found:
                 self._lost(offer)
-        unknown = await self._send(waiting)
-        while unknown:
-            log.warning("%d claims are not settled yet, sending them again", len(unknown))
-            unknown = await self._send(unknown, is_again=True)
+        # The same moment in every try: by it the store knows an earlier try of this claim that was applied after all.
+        now = time.time()
+        while waiting:
+            waiting = await self._send(waiting, now)
         self._round_trip.add(time.monotonic() - started)
 
-    async def _send(
-        self, waiting: Sequence[tuple[Offer, Versioned]], *, is_again: bool = False
-    ) -> list[tuple[Offer, Versioned]]:
+    async def _send(self, waiting: Sequence[tuple[Offer, Versioned]], now: float) -> list[tuple[Offer, Versioned]]:
         """Sends these claims once; gives those whose outcome is unknown: they may be ours, and only the same guarded
         transaction, sent again, tells."""
         answers = await self._store.claim_many(
-            [seen for _, seen in waiting], self._identity, now=time.time(), timeout_s=CLAIM_TIMEOUT_S
+            [seen for _, seen in waiting], self._identity, now=now, timeout_s=CLAIM_TIMEOUT_S
         )
         unknown: list[tuple[Offer, Versioned]] = []
         for (offer, seen), answer in zip(waiting, answers, strict=True):
@@ -193,27 +191,14 @@ class Claimer:
                 unknown.append((offer, seen))
             elif isinstance(answer, StoreError):
                 await self._try_later([offer], answer)
-            elif answer is not None:
-                self._won(offer, answer)
-            elif is_again:
-                await self._lost_or_mine(offer)
-            else:
+            elif answer is None:
                 self._lost(offer)
+            else:
+                self._won(offer, answer)
+        if unknown:
+            log.warning("%d claims are not settled yet, sending them again", len(unknown))
         self._wake.set()
         return unknown
-
-    async def _lost_or_mine(self, offer: Offer) -> None:
-        """A claim that was refused after one of the same task with an unknown outcome: that one may have been applied.
-        Nothing of it is still on its way that could be, since the record has changed; so now a look settles it."""
-        try:
-            claim = await self._store.adopt(offer.task_id, self._identity, timeout_s=CLAIM_TIMEOUT_S)
-        except StoreError as error:
-            log.warning("task=%s may be ours, left to the next comparison: %s", offer.task_id, error)
-            claim = None
-        if claim is None:
-            self._lost(offer)
-        else:
-            self._won(offer, claim)
 
     def _won(self, offer: Offer, claim: Claim) -> None:
         self._settle(offer)
