@@ -1,48 +1,54 @@
-"""A loop whose time jumps: nothing ever waits, and the same program takes the same course each time.
+"""A loop on which waiting costs nothing: when all are asleep, its clock jumps to the next one's waking.
 
-For programs without I/O of their own (the fakes). When all are waiting, the clock moves to the next timer.
+For tests of timing that are exact and fast. No threads and no outside world on it: what would wait for them without
+a timer waits for ever, and is told as such.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec
 
-_Result = TypeVar("_Result")
-
-
-class Deadlock(AssertionError):  # noqa: N818  (named for what is the case)
-    """All are waiting, and no timer is set."""
+_Args = ParamSpec("_Args")
 
 
 class _JumpingSelector(selectors.SelectSelector):
-    """Instead of waiting, moves the clock."""
+    """Instead of waiting for the timeout it moves the clock on by it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = 0.0
+        #: Not 0, so that "no time yet" and "at the start" are told apart.
+        self.now = 1000.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if not ready:
             if timeout is None:
-                raise Deadlock("everybody waits, and no timer is set")
-            self.now += max(0.0, timeout)
+                raise RuntimeError("everything waits, and nothing will ever happen")
+            self.now += max(timeout, 0.0)
         return ready
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
+    """asyncio's own loop with a clock that jumps."""
+
     def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
+        self._clock = _JumpingSelector()
+        super().__init__(self._clock)
 
     def time(self) -> float:
-        return self._jumping.now
+        return self._clock.now
 
 
-def run_virtual(program: Coroutine[Any, Any, _Result]) -> _Result:
-    """Runs it to its end on a loop of its own, from time 0 on."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(program)
+def virtual_time(test: Callable[_Args, Coroutine[Any, Any, None]]) -> Callable[_Args, None]:
+    """Decorates a test: its coroutine runs on a VirtualLoop of its own. (Fixtures are not on that loop.)"""
+
+    @functools.wraps(test)
+    def run(*args: _Args.args, **kwargs: _Args.kwargs) -> None:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(test(*args, **kwargs))
+
+    return run

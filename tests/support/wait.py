@@ -16,14 +16,15 @@ async def wait_until(
     every_s: float = 0.02,
 ) -> None:
     """Returns when the condition holds; raises AssertionError naming `what` when it does not within timeout_s."""
-    deadline = time.monotonic() + timeout_s
+    loop = asyncio.get_running_loop()  # its clock, which may be a virtual one
+    deadline = loop.time() + timeout_s
     while True:
         held = condition()
         if inspect.isawaitable(held):
             held = await held
         if held:
             return
-        if time.monotonic() > deadline:
+        if loop.time() > deadline:
             name = what or getattr(condition, "__name__", "the condition")
             raise AssertionError(f"not within {timeout_s} s: {name}")
         await asyncio.sleep(every_s)

@@ -1,6 +1,6 @@
 """The lease keeper on a fake etcd that loses answers, falls silent, and forgets.
 
-Time is the fake's and the keeper's own clock, moved on by the test; the loop's sleeps are real and short.
+Time is virtual: the loop's, and so the fake's and the keeper's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from node.core.fence import MARGIN_S
 from node.lease_keeper import LeaseKeeper
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, FakeEtcd, Fault, applied_later
 from tests.support.fake_store import FakeStore
+from tests.support.virtual_time import virtual_time
 from tests.support.wait import wait_until
 
 TTL_S = 2.0
@@ -85,6 +86,7 @@ def once(method: str, fault: Fault, times: int = 1) -> Callable[[str, object], F
 @pytest.mark.parametrize("method", ["lease_grant", "txn"])
 @pytest.mark.parametrize("fault", [LOST_BEFORE, LOST_AFTER, applied_later(0.01), applied_later(0.2)], ids=str)
 @pytest.mark.parametrize("times", [1, 3])
+@virtual_time
 async def test_joining_settles_every_unknown_outcome(method: str, fault: Fault, times: int) -> None:
     """Whatever was lost on the way: one key, ours, on our lease, with the create_revision that is told."""
     cluster = Cluster()
@@ -104,6 +106,7 @@ async def test_joining_settles_every_unknown_outcome(method: str, fault: Fault, 
     assert await cluster.nodes() == []
 
 
+@virtual_time
 async def test_joining_begins_anew_when_its_lease_ran_out_meanwhile() -> None:
     cluster = Cluster()
     down_until = asyncio.get_running_loop().time() + TTL_S + 0.3
@@ -119,6 +122,7 @@ async def test_joining_begins_anew_when_its_lease_ran_out_meanwhile() -> None:
     await keeper.leave(revoke=True)
 
 
+@virtual_time
 async def test_joining_gives_up_in_time() -> None:
     cluster = Cluster()
     cluster.faults = once("lease_grant", LOST_BEFORE, 10_000)
@@ -133,6 +137,7 @@ async def joined(cluster: Cluster, ttl_s: float = TTL_S) -> tuple[LeaseKeeper, I
     return keeper, await keeper.join(10)
 
 
+@virtual_time
 async def test_the_lease_outlives_its_ttl_and_the_deadline_moves() -> None:
     cluster = Cluster()
     keeper, identity = await joined(cluster)
@@ -145,6 +150,7 @@ async def test_the_lease_outlives_its_ttl_and_the_deadline_moves() -> None:
     assert await cluster.nodes() == []
 
 
+@virtual_time
 async def test_silence_of_the_first_connection_is_made_up_by_a_second_one() -> None:
     """The network swallows what goes over the first connection; new ones work. The lease never comes near its end."""
     cluster = Cluster()
@@ -167,6 +173,7 @@ async def test_silence_of_the_first_connection_is_made_up_by_a_second_one() -> N
         await wait_until(lambda: not cluster.clients[made - 1].lease_streams, what="the second stream is given up")
 
 
+@virtual_time
 async def test_all_silent_puts_it_at_risk_and_the_first_answer_tells_the_loss() -> None:
     cluster = Cluster()
     keeper, _ = await joined(cluster)
@@ -192,6 +199,7 @@ async def test_all_silent_puts_it_at_risk_and_the_first_answer_tells_the_loss() 
         assert keeper.is_at_risk
 
 
+@virtual_time
 async def test_a_deleted_key_ends_it_though_the_pings_are_answered() -> None:
     cluster = Cluster()
     keeper, identity = await joined(cluster, ttl_s=30)
@@ -201,6 +209,7 @@ async def test_a_deleted_key_ends_it_though_the_pings_are_answered() -> None:
         assert "deleted" in await asyncio.wait_for(keeping, 5)
 
 
+@virtual_time
 async def test_a_key_deleted_and_compacted_away_unseen_is_noticed() -> None:
     cluster = Cluster()
     keeper, identity = await joined(cluster, ttl_s=30)
@@ -213,6 +222,7 @@ async def test_a_key_deleted_and_compacted_away_unseen_is_noticed() -> None:
         assert "deleted" in await asyncio.wait_for(keeping, 5)
 
 
+@virtual_time
 async def test_compaction_alone_is_no_loss() -> None:
     cluster = Cluster()
     keeper, identity = await joined(cluster, ttl_s=30)
@@ -227,6 +237,7 @@ async def test_compaction_alone_is_no_loss() -> None:
         assert await asyncio.wait_for(keeping, 5)
 
 
+@virtual_time
 async def test_broken_streams_are_opened_again() -> None:
     cluster = Cluster()
     keeper, identity = await joined(cluster)
@@ -241,6 +252,7 @@ async def test_broken_streams_are_opened_again() -> None:
         assert await cluster.nodes() == [identity.node_id]
 
 
+@virtual_time
 async def test_leaving_without_etcd_ends_in_time() -> None:
     cluster = Cluster()
     keeper, _ = await joined(cluster)
@@ -249,6 +261,7 @@ async def test_leaving_without_etcd_ends_in_time() -> None:
     await asyncio.wait_for(keeper.leave(revoke=True), 10)
 
 
+@virtual_time
 async def test_canceling_at_any_moment_leaves_nothing_running() -> None:
     for pause_s in (0.0, 0.001, 0.01, 0.1, 0.6):
         cluster = Cluster()

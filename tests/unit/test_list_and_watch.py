@@ -13,6 +13,7 @@ from etcd.port import Delete, KeyRange, Put, Txn, WatchBatch
 from etcd.watch import Listing, list_and_watch
 from tests.support.fake_etcd import LOST_BEFORE, FakeEtcd, Fault
 from tests.support.fake_store import FakeStore
+from tests.support.virtual_time import virtual_time
 from tests.support.wait import wait_until
 
 ALL = KeyRange(b"/", b"0")
@@ -57,6 +58,7 @@ async def following(etcd: FakeEtcd, view: View) -> AsyncIterator[asyncio.Task[No
         await asyncio.wait({task})
 
 
+@virtual_time
 async def test_lists_and_follows() -> None:
     view = View()
     async with FakeEtcd() as etcd:
@@ -69,6 +71,7 @@ async def test_lists_and_follows() -> None:
         assert not etcd.watches
 
 
+@virtual_time
 async def test_what_happens_between_listing_and_watching_is_seen() -> None:
     store, view = FakeStore(), View()
     async with FakeEtcd(store) as etcd, FakeEtcd(store) as other:
@@ -86,6 +89,7 @@ async def test_what_happens_between_listing_and_watching_is_seen() -> None:
             await wait_until(lambda: b"/between" in view.keys, what="the write in between")
 
 
+@virtual_time
 async def test_outages_while_listing_are_waited_out() -> None:
     view = View()
     async with FakeEtcd() as etcd:
@@ -105,6 +109,7 @@ async def test_outages_while_listing_are_waited_out() -> None:
         assert failures == 2
 
 
+@virtual_time
 async def test_canceling_ends_it() -> None:
     async with FakeEtcd() as etcd:
         view = View()
@@ -114,6 +119,7 @@ async def test_canceling_ends_it() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
+@virtual_time
 async def test_a_follower_ends_in_the_right_state_whatever_happened(seed: int) -> None:
     """Writes, cuts and compactions in random order; then quiet, and the view must be the truth."""
     rng = random.Random(seed)
