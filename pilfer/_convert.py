@@ -36,6 +36,7 @@ STATUS_NUMBERS = {
     for status in Status
 }
 _STATUSES = {number: status for status, number in STATUS_NUMBERS.items()}
+TERMINAL_NUMBERS = frozenset(number for status, number in STATUS_NUMBERS.items() if status.is_terminal)
 _REASONS = {records_pb2.Reason.Value(f"REASON_{reason.name}"): reason for reason in Reason}
 _NETWORK_NUMBERS = {network: records_pb2.Network.Value(f"NETWORK_{network.name}") for network in Network}
 _NETWORKS = {number: network for network, number in _NETWORK_NUMBERS.items()}

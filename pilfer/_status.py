@@ -49,10 +49,16 @@ class RpcStatus(Protocol):
     def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
 
 
-def error_of(status: RpcStatus) -> PilferError:
-    """The client's error for a failed call."""
+#: How grpc begins the message of a connection that could not be made.
+_NOT_CONNECTED = "failed to connect to all addresses"
+
+
+def error_of(status: RpcStatus, target: object) -> PilferError:
+    """The client's error for a failed call to a target."""
     code = status.code()
     message = status.details() or code.name
+    if message.startswith(_NOT_CONNECTED):
+        message = f"no node answers at {target}: {message.rpartition('error: ')[2]}"
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return InvalidRequest(message, _violations(status))
     return _CLASSES.get(code, ServerFailure)(message, code=code.name)

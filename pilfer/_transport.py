@@ -129,6 +129,7 @@ class BlockingTransport:
     """Plain grpc: each coroutine here does its work before it returns and never suspends."""
 
     def __init__(self, target: UnixTarget | TcpTarget) -> None:
+        self._target = target
         self._endpoint = _Endpoint(target)
         self._channel: grpc.Channel | None = None
         #: Several threads may make the first call.
@@ -152,7 +153,7 @@ class BlockingTransport:
         try:
             return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise error_of(cast(RpcStatus, error)) from None
+            raise error_of(cast(RpcStatus, error), self._target) from None
 
     async def stream(
         self, call: Call[Request, Response], request: Request, timeout_s: float | None
@@ -165,7 +166,7 @@ class BlockingTransport:
             for response in responses:
                 yield response
         except grpc.RpcError as error:
-            raise error_of(cast(RpcStatus, error)) from None
+            raise error_of(cast(RpcStatus, error), self._target) from None
         finally:
             responses.cancel()
 
@@ -183,6 +184,7 @@ class AsyncTransport:
     """grpc.aio, on the loop that runs at the first call."""
 
     def __init__(self, target: UnixTarget | TcpTarget) -> None:
+        self._target = target
         self._endpoint = _Endpoint(target)
         self._channel: grpc.aio.Channel | None = None
 
@@ -203,7 +205,7 @@ class AsyncTransport:
         try:
             return await method(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise error_of(cast(RpcStatus, error)) from None
+            raise error_of(cast(RpcStatus, error), self._target) from None
 
     async def stream(
         self, call: Call[Request, Response], request: Request, timeout_s: float | None
@@ -216,7 +218,7 @@ class AsyncTransport:
             async for response in responses:
                 yield response
         except grpc.aio.AioRpcError as error:
-            raise error_of(cast(RpcStatus, error)) from None
+            raise error_of(cast(RpcStatus, error), self._target) from None
         finally:
             responses.cancel()
 

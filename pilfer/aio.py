@@ -266,13 +266,13 @@ class AsyncClient:
                     continue
                 if event.deleted:
                     raise NotFound(f"task {event.task.id} was deleted before its end was seen")
-                if event.task.status.is_terminal:
+                if event.task.status in _convert.TERMINAL_NUMBERS:
                     del waiting[event.task.id]
-                    yield event.task
+                    yield _convert.task_value(event.task)
                     if not waiting:
                         return
 
-    def watch(
+    async def watch(
         self,
         ids: str | Iterable[str] = (),
         *,
@@ -287,7 +287,10 @@ class AsyncClient:
         NotFound.
         """
         given = [ids] if isinstance(ids, str) else [*ids]
-        return self._events(dict.fromkeys(given, 0), dict(labels or {}), from_revision, None)
+        watched = dict.fromkeys(given, 0)
+        async with aclosing(self._events(watched, dict(labels or {}), from_revision, None)) as events:
+            async for event in events:
+                yield _convert.task_event(event)
 
     async def log(
         self,
@@ -379,9 +382,12 @@ class AsyncClient:
         labels: Mapping[str, str],
         from_revision: int | None,
         deadline: float | None,
-    ) -> AsyncGenerator[TaskEvent, None]:
-        """Transitions, resumed. ids: each with the newest revision seen of it (0: none); empty: all tasks. The caller
-        may delete from it what it needs no more."""
+    ) -> AsyncGenerator[tasks_pb2.WatchResponse, None]:
+        """Transitions, resumed, as messages (most are only looked at by `as_ended`).
+
+        ids: each with the newest revision seen of it (0: none); empty: all tasks. The caller may delete from it what
+        it needs no more.
+        """
         of_all = not ids
         progress = _Progress(from_revision)
         patience = Patience(self._patience_s, deadline)
@@ -401,7 +407,7 @@ class AsyncClient:
                         ):
                             if response.task.id in ids:
                                 ids[response.task.id] = response.revision
-                            yield _convert.task_event(response)
+                            yield response
             except Unavailable as error:
                 failure = error
             except RevisionGone:

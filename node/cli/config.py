@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from node.cli.node_options import with_settings
-from node.cli.output import json_line, table
+from node.cli.output import json_line
 from node.cli.parameters import json_option
+from node.cli.tables import Column, table
 
 if TYPE_CHECKING:
     from node.config import Settings
@@ -29,4 +30,4 @@ def command(settings: Settings, as_json: bool) -> None:
         for key, value, origin in describe(settings):
             json_line({"setting": key, "value": value, "origin": origin})
     else:
-        table(("setting", "value", "origin"), describe(settings))
+        table((Column("setting"), Column("value", is_flexible=True), Column("origin")), describe(settings))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from node.cli.connection import with_client
-from node.cli.output import json_line, note, table
+from node.cli.output import json_line, note
 from node.cli.parameters import STATUS, json_option, label_option
 from node.cli.render import TASK_COLUMNS, task_json, task_row
+from node.cli.tables import table
 
 if TYPE_CHECKING:
     from pilfer.sync import Client

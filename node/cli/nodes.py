@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from node.cli.connection import with_client
-from node.cli.output import json_line, note, table
+from node.cli.output import json_line, note
 from node.cli.parameters import json_option
 from node.cli.render import NODE_COLUMNS, node_json, node_row, printable
+from node.cli.tables import table
 
 if TYPE_CHECKING:
     from pilfer.sync import Client

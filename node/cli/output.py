@@ -1,18 +1,15 @@
-"""Writing: JSON lines and ids on stdout, tables and progress where somebody looks, a task's bytes as they are."""
+"""Writing: JSON lines and ids on stdout, progress where somebody looks, a task's bytes as they are."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import click
 
 from node.cli.render import Json
-
-#: Wide enough for any row: what is piped is not cut.
-_PIPE_WIDTH = 100_000
 
 
 def line(text: str) -> None:
@@ -40,27 +37,6 @@ def write_bytes(data: bytes, *, is_stderr: bool) -> None:
     out = sys.stderr.buffer if is_stderr else sys.stdout.buffer
     out.write(data)
     out.flush()
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout: cut to the width of a terminal, whole in a pipe."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        drawn.add_column(column.upper(), no_wrap=True, overflow="ellipsis", min_width=36 if column == "id" else None)
-    for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    if sys.stdout.isatty():
-        Console().print(drawn)
-        return
-    plain = Console(width=_PIPE_WIDTH, color_system=None)
-    with plain.capture() as captured:
-        plain.print(drawn)
-    for text in captured.get().splitlines():
-        line(text.rstrip())
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TypeAlias
 
+from node.cli.tables import Column
 from node.units import format_duration, format_size
 from pilfer.types import Attempt, CancelResult, NodeView, Outcome, Reason, Status, Task, Usage
 
@@ -183,7 +184,16 @@ def task_row(task: Task, now: datetime) -> tuple[str, ...]:
     )
 
 
-TASK_COLUMNS = ("id", "name", "status", "how", "attempt", "age", "ran for", "command")
+TASK_COLUMNS = (
+    Column("id"),
+    Column("name", is_flexible=True),
+    Column("status"),
+    Column("how", is_flexible=True),
+    Column("attempt", dispensable=3),
+    Column("age", dispensable=1),
+    Column("ran for", dispensable=2),
+    Column("command", is_flexible=True),
+)
 
 
 def node_row(node: NodeView) -> tuple[str, ...]:
@@ -202,7 +212,18 @@ def node_row(node: NodeView) -> tuple[str, ...]:
     )
 
 
-NODE_COLUMNS = ("id", "name", "address", "state", "role", "load", "capacity", "running", "version", "age")
+NODE_COLUMNS = (
+    Column("id"),
+    Column("name", is_flexible=True),
+    Column("address", is_flexible=True),
+    Column("state"),
+    Column("role", dispensable=3),
+    Column("load"),
+    Column("capacity", is_flexible=True, dispensable=1),
+    Column("running", dispensable=2),
+    Column("version", dispensable=5),
+    Column("age", dispensable=4),
+)
 
 
 def task_lines(task: Task, now: datetime) -> list[str]:

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from node.cli.render import exit_status, how, printable, rfc3339, task_json, task_lines, task_row
+from node.cli.render import TASK_COLUMNS, exit_status, how, printable, rfc3339, task_json, task_lines, task_row
+from node.cli.tables import fitting
 from pilfer import Attempt, Outcome, Reason, Status, Task, TaskSpec, Usage
 
 START = datetime(2026, 1, 31, 12, 0, 0, 250_000, tzinfo=UTC)
@@ -141,6 +142,15 @@ def test_what_a_task_is_called_cannot_move_the_cursor() -> None:
 )
 def test_how_it_ended_in_words(shown: Task, words: str) -> None:
     assert how(shown) == words
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_ids() -> None:
+    names = [column.name for column in TASK_COLUMNS]
+    widths = [36, 30, 8, 13, 7, 3, 7, 200]
+    assert [names[i] for i in fitting(TASK_COLUMNS, widths, 200)] == names
+    assert [names[i] for i in fitting(TASK_COLUMNS, widths, 95)] == [n for n in names if n != "attempt"]
+    assert [names[i] for i in fitting(TASK_COLUMNS, widths, 80)] == ["id", "name", "status", "how", "command"]
+    assert [names[i] for i in fitting(TASK_COLUMNS, widths, 10)] == ["id", "name", "status", "how", "command"]
 
 
 def test_the_lines_for_people_tell_the_attempts() -> None:

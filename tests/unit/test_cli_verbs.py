@@ -469,6 +469,7 @@ def test_no_node_at_all(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("node.cli.connection.PATIENCE_S", 0.2)
     ran = cli("list", "--address", f"unix:{tmp_path}/nowhere/node.sock")
     assert (ran.code, ran.out) == (5, "")
+    assert f"no node answers at unix:{tmp_path}/nowhere/node.sock: No such file or directory" in ran.err
     assert "node start" in ran.err
     assert "Traceback" not in ran.err
 
