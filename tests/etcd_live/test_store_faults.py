@@ -112,7 +112,11 @@ async def test_a_full_etcd_still_forgets() -> None:
             await store.finish(small, DONE, started_at=NOW, now=NOW, timeout_s=PATIENCE_S)
             waiting = await queued(store)
             big = TaskSpec("/bin/cat", stdin=b"x" * 900_000)
-            answers = await store.submit_many([new_task(big) for _ in range(40)], timeout_s=PATIENCE_S)
+            answers: list[object] = []
+            # etcd 3.4 notices late how large its file has become.
+            while NoSpace not in map(type, answers):
+                assert len(answers) < 1_000, "the quota is never reached"
+                answers += await store.submit_many([new_task(big) for _ in range(20)], timeout_s=PATIENCE_S)
             assert {type(answer) for answer in answers} == {Submitted, NoSpace}
             with pytest.raises(NoSpace):
                 await store.claim(waiting, me, now=NOW, timeout_s=PATIENCE_S)
