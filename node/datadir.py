@@ -204,7 +204,7 @@ def _make_private(path: Path) -> None:
             f"{path} belongs to uid {found.st_uid}, this node runs as uid {os.geteuid()}: "
             "run it as its owner, or give it another --data-dir"
         )
-    if not (path / "host_id").exists():
+    if not (path / "host_id").exists() and stat.S_IMODE(found.st_mode) & 0o077:
         # Closing a directory to everybody else would break what uses it: think of --data-dir /tmp.
         foreign = sorted(entry.name for entry in path.iterdir() if not _is_ours(entry.name))
         if foreign:

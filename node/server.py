@@ -142,8 +142,11 @@ def credentials(trust: Trust) -> grpc.ServerCredentials:
         seen = now
         return load()
 
-    # None (no change) is part of grpc's contract, and missing in its stubs.
-    return grpc.dynamic_ssl_server_credentials(load(), fetch, require_client_authentication=True)  # type: ignore[arg-type]
+    return grpc.dynamic_ssl_server_credentials(
+        load(),
+        fetch,  # type: ignore[arg-type]  # None, for no change, is grpc's contract, and missing in its stubs
+        require_client_authentication=True,
+    )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import grpc
 import psutil
@@ -42,8 +43,8 @@ def stub(channel: grpc.Channel) -> Stub:
     return Stub(channel)
 
 
-def spec(**changes: object) -> records_pb2.TaskSpec:
-    return records_pb2.TaskSpec(**({"command": "true"} | changes))  # type: ignore[arg-type]
+def spec(**changes: Any) -> records_pb2.TaskSpec:
+    return records_pb2.TaskSpec(**({"command": "true"} | changes))
 
 
 def submit(stub: Stub, *specs: records_pb2.TaskSpec, **options: bool) -> list[str]:
@@ -52,10 +53,10 @@ def submit(stub: Stub, *specs: records_pb2.TaskSpec, **options: bool) -> list[st
 
 
 def refused(call: Callable[[], object]) -> grpc.Call:
+    """The status of a call that must not succeed."""
     with pytest.raises(grpc.RpcError) as raised:
         call()
-    assert isinstance(raised.value, grpc.Call)
-    return raised.value
+    return cast("grpc.Call", raised.value)  # what a stub raises is both
 
 
 def violations(error: grpc.Call) -> list[str]:
@@ -247,15 +248,14 @@ def test_log_has_the_exact_bytes(stub: Stub) -> None:
 def test_list_filters_and_pages(stub: Stub) -> None:
     labels = {"test": uuid.uuid4().hex}
     ids = submit(stub, *[spec(labels=labels, name=f"n{i % 2}") for i in range(25)])
-    for task_id in ids:
-        wait_until_sync(
-            lambda task_id=task_id: stub.Status(tasks_pb2.StatusRequest(ids=[task_id])).tasks[0].HasField("outcome")
-        )
+    wait_until_sync(
+        lambda: all(task.HasField("outcome") for task in stub.Status(tasks_pb2.StatusRequest(ids=ids)).tasks)
+    )
 
-    def pages(**filters: object) -> list[str]:
+    def pages(**filters: Any) -> list[str]:
         found, token = [], ""
         while True:
-            request = tasks_pb2.ListRequest(labels=labels, page_size=7, page_token=token, **filters)  # type: ignore[arg-type]
+            request = tasks_pb2.ListRequest(labels=labels, page_size=7, page_token=token, **filters)
             page = stub.List(request, timeout=30)
             found += [task.id for task in page.tasks]
             token = page.next_page_token

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -43,9 +45,9 @@ def wait_output(client: Client, task_id: str, wanted: bytes) -> None:
     )
 
 
-def sleeper(client: Client, **options: object) -> str:
+def sleeper(client: Client, **options: Any) -> str:
     """A task that says so when it starts, and then sleeps."""
-    return client.submit("sh", "-c", "echo here; sleep 300", **options)  # type: ignore[arg-type]
+    return client.submit("sh", "-c", "echo here; sleep 300", **options)
 
 
 def kill_node(node: LiveNode) -> None:
@@ -181,9 +183,8 @@ def test_etcd_frozen_past_the_lease_the_task_never_runs_twice_at_once() -> None:
         attempts = client.wait(task_id, timeout_s=30).attempt
         beats = {n: _beats(node, task_id, n) for n in range(1, attempts + 1)}
         # While etcd was frozen nothing beat, from at most TTL on.
-        gaps = [
-            b - a for a, b in zip(sorted(sum(beats.values(), [])), sorted(sum(beats.values(), []))[1:], strict=False)
-        ]
+        moments = sorted(beat for some in beats.values() for beat in some)
+        gaps = [later - earlier for earlier, later in pairwise(moments)]
         assert max(gaps) > (frozen_for_s - 2.0) * 1e9
         for n in range(1, attempts):
             if beats[n] and beats[n + 1]:

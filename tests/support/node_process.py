@@ -66,8 +66,8 @@ class LiveNode:
             raise AssertionError(f"node ended with {code} before it served:\n{self.tail()}")
         return line
 
-    def client(self, **options: float) -> Client:
-        return Client(self.address, **options)
+    def client(self, *, patience_s: float = 10.0) -> Client:
+        return Client(self.address, patience_s=patience_s)
 
     def cli(self, *args: str, timeout_s: float = 60.0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """The command line against this node."""
@@ -84,8 +84,7 @@ class LiveNode:
     def child(self, name: str) -> psutil.Process:
         """Its etcd or its spawner."""
         for child in psutil.Process(self.pid).children(recursive=False):
-            words = " ".join(child.cmdline())
-            if (name == "etcd") == ("--listen-peer-urls" in words or "--data-dir" in words and "etcd" in child.name()):
+            if (name == "etcd") == child.name().startswith("etcd"):
                 return child
         raise AssertionError(f"no {name} below node {self.pid}")
 
