@@ -10,9 +10,10 @@ import asyncio
 import functools
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 _Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
 
 
 class _JumpingSelector(selectors.SelectSelector):
@@ -43,12 +44,17 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._clock.now
 
 
+def run_virtual(program: Coroutine[Any, Any, _Result]) -> _Result:
+    """Runs a coroutine to its end on a VirtualLoop of its own."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(program)
+
+
 def virtual_time(test: Callable[_Args, Coroutine[Any, Any, None]]) -> Callable[_Args, None]:
     """Decorates a test: its coroutine runs on a VirtualLoop of its own. (Fixtures are not on that loop.)"""
 
     @functools.wraps(test)
     def run(*args: _Args.args, **kwargs: _Args.kwargs) -> None:
-        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-            runner.run(test(*args, **kwargs))
+        run_virtual(test(*args, **kwargs))
 
     return run
