@@ -227,6 +227,8 @@ class EtcdServer:
             self._decided.clear()
             readiness.cancel()
             await asyncio.wait({readiness})
+            if not readiness.cancelled():
+                readiness.result()  # whatever broke it breaks the supervision, and so shows
 
     async def _watch_readiness(self, process: Process) -> None:
         client = self._client
