@@ -34,6 +34,8 @@ def with_client(function: Callable[Concatenate[Client, P], R]) -> Callable[..., 
     @click.option("--insecure", is_flag=True, default=None, help="Plain TCP, on loopback alone. [env: PILFER_INSECURE]")
     @functools.wraps(function)
     def wrapped(address: str | None, certs: str | None, insecure: bool | None, *args: P.args, **kwargs: P.kwargs) -> R:
+        # grpc's own remarks on stderr (a handshake that failed) say nothing that the error does not.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         from pilfer.sync import Client
 
         with Client(address, certs=certs, insecure=insecure, patience_s=PATIENCE_S) as client:

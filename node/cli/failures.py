@@ -96,8 +96,6 @@ def run(arguments: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding does not have is no reason to fail.
         sys.stdout.reconfigure(errors="backslashreplace")
-    # grpc's own remarks on stderr (a handshake that failed) say nothing that the error does not.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     name = Path(sys.argv[0]).name
     program = name if name in ("node", "pilfer") else "node"
     try:

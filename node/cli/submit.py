@@ -92,6 +92,9 @@ def _submit_file(client: Client, source: str, *, is_waiting: bool, as_json: bool
             client.submit_many(tasks, batch=BATCH, on_progress=on_progress, validate_only=True)
         with progress("submitted", len(tasks)) as on_progress:
             client.submit_many(tasks, batch=BATCH, on_progress=_both(on_progress, on_stored))
+    except KeyboardInterrupt:
+        note(f"Interrupted: {printed} of {len(tasks)} tasks are stored; {BATCH} more at most may be, too.")
+        raise
     except InvalidRequest as error:
         if not error.violations:
             raise

@@ -25,21 +25,33 @@ class Column:
     dispensable: int = 0
 
 
-def fitting(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
-    """The indices of the columns that are shown in so many characters."""
+def fitting(columns: Sequence[Column], widths: Sequence[int], width: int) -> dict[int, int]:
+    """The columns that are shown in so many characters: index -> width. widths: what each would need in full."""
 
-    def needed(indices: Sequence[int]) -> int:
-        shortest = (min(widths[i], _FLEXIBLE_MIN) if columns[i].is_flexible else widths[i] for i in indices)
-        return sum(shortest) + _GAP * (len(indices) - 1)
+    def shortest(index: int) -> int:
+        return min(widths[index], _FLEXIBLE_MIN) if columns[index].is_flexible else widths[index]
 
     shown = list(range(len(columns)))
-    while needed(shown) > width and (candidates := [i for i in shown if columns[i].dispensable]):
-        shown.remove(max(candidates, key=lambda i: columns[i].dispensable))
-    return shown
+    while sum(map(shortest, shown)) + _GAP * (len(shown) - 1) > width:
+        candidates = [index for index in shown if columns[index].dispensable]
+        if not candidates:
+            break
+        shown.remove(max(candidates, key=lambda index: columns[index].dispensable))
+    found = {index: shortest(index) for index in shown}
+    left = width - sum(found.values()) - _GAP * (len(shown) - 1)
+    # What is left goes to those that are cut, in equal shares.
+    while left > 0 and (cut := [index for index in shown if found[index] < widths[index]]):
+        share = max(1, left // len(cut))
+        for index in cut:
+            more = min(share, widths[index] - found[index], left)
+            found[index] += more
+            left -= more
+    return found
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout: fitted into the width of a terminal, whole in a pipe."""
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -47,12 +59,11 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
     cells = [*rows]
     is_terminal = sys.stdout.isatty()
     screen = Console()
-    widths = [max(map(len, column)) for column in zip((c.name for c in columns), *cells, strict=True)]
-    shown = fitting(columns, widths, screen.width) if is_terminal else range(len(columns))
+    widths = [max(map(cell_len, column)) for column in zip((c.name for c in columns), *cells, strict=True)]
+    shown = fitting(columns, widths, screen.width if is_terminal else _PIPE_WIDTH)
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for index in shown:
-        fixed = None if columns[index].is_flexible else widths[index]
-        drawn.add_column(columns[index].name.upper(), no_wrap=True, overflow="ellipsis", min_width=fixed)
+    for index, width in shown.items():
+        drawn.add_column(columns[index].name.upper(), no_wrap=True, overflow="ellipsis", width=width)
     for row in cells:
         drawn.add_row(*(Text(row[index]) for index in shown))
     if is_terminal:

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 
 from node.cli.group import VERBS, root
 from node.config import load_settings
-from pilfer.v1 import records_pb2
+from pilfer.v1 import records_pb2, tasks_pb2
 from pilfer.version import VERSION
 from tests.support.fake_service import FakeCluster, FakeNode
 from tests.support.wait import wait_until_sync
@@ -48,6 +49,7 @@ def node(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
 def test_what_needs_no_grpc_loads_none(arguments: list[str]) -> None:
     code = f"""
 import sys
+import threading
 from node.cli.failures import run
 assert run({arguments!r}) == 0
 print(*sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)
@@ -325,6 +327,30 @@ def test_it_is_asked_once(cluster: FakeCluster, terminal: Terminal) -> None:
         run.wait_cancel_requested()
         run.confirm_cancel()
         assert run.process.wait(20) == 130
+
+
+def test_ctrl_c_while_submitting_says_how_far_it_came(cluster: FakeCluster, tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text('{"command": "true"}\n' * 3000)
+    add = cluster.add
+    half, go_on = threading.Event(), threading.Event()
+
+    def slow_add(new: tasks_pb2.NewTask) -> None:
+        add(new)
+        if len(cluster.tasks) == 1500:
+            half.set()
+            go_on.wait(20)
+
+    cluster.add = slow_add  # type: ignore[method-assign]  # the fake's own hook
+    process = subprocess.Popen(
+        [*NODE, "submit", "--from", f"{tmp_path}/tasks.jsonl"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert half.wait(20)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    go_on.set()
+    assert process.returncode == 130
+    assert out.decode().split() == [*cluster.tasks][:1000]
+    assert b"1000 of 3000 tasks are stored" in err
 
 
 def test_ctrl_c_while_waiting_ends_the_wait_alone(cluster: FakeCluster) -> None:

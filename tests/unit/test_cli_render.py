@@ -150,6 +150,8 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_ids() -> None:
     assert [names[i] for i in fitting(TASK_COLUMNS, widths, 200)] == names
     assert [names[i] for i in fitting(TASK_COLUMNS, widths, 95)] == [n for n in names if n != "attempt"]
     assert [names[i] for i in fitting(TASK_COLUMNS, widths, 80)] == ["id", "name", "status", "how", "command"]
+    assert fitting(TASK_COLUMNS, widths, 80) == {0: 36, 1: 10, 2: 8, 3: 9, 7: 9}, "what is left is shared"
+    assert fitting(TASK_COLUMNS, widths, 1000) == dict(enumerate(widths)), "no wider than needed"
     assert [names[i] for i in fitting(TASK_COLUMNS, widths, 10)] == ["id", "name", "status", "how", "command"]
 
 
