@@ -19,7 +19,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from isolation import _sandbox as sys_
@@ -79,7 +79,12 @@ class View:
         self._host_root = os.open("/", os.O_PATH | os.O_CLOEXEC)
         self._host_namespace = os.open("self/ns/mnt", flags, dir_fd=proc_fd)
         #: Shares that lie where every sandbox has a mount of its own: attached per sandbox like its own mounts.
-        self._late_shares = tuple(share for share in config.shares if _is_per_sandbox(share.target))
+        #: Their sources are trusted as the node's own setting, so links are followed, once.
+        self._late_shares = tuple(
+            replace(share, source=str(Path(share.source).resolve()))
+            for share in config.shares
+            if _is_per_sandbox(share.target)
+        )
         kernel.unshare(sys_.CLONE_NEWNS)
         kernel.mount("", "/", "", sys_.MS_REC | sys_.MS_PRIVATE)
         self._bound = _build(config)

@@ -20,7 +20,8 @@ NOFILE_SOFT = 1024
 NOFILE_HARD = 524288
 
 _INHERITED_BOUNDS = (
-    (resource.RLIMIT_CORE, 0),
+    # Not 0: a core_pattern that is a program is started for 0 too, and for 1 it is not (core(5), fs/coredump.c).
+    (resource.RLIMIT_CORE, 1),
     # Memory that cannot be reclaimed, and queues in kernel memory, are no task's business.
     (resource.RLIMIT_MEMLOCK, 8 * 1024 * 1024),
     (resource.RLIMIT_MSGQUEUE, 819200),

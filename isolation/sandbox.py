@@ -7,6 +7,7 @@ nothing runs any more.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import struct
@@ -28,10 +29,10 @@ STOP = "stop"
 FENCE = "fence"
 
 _EXEC_WORDS = {
-    2: "no such command (or the interpreter that its first line names is missing)",
-    8: "not a program that this machine can run",
-    13: "not executable for the user that tasks run as",
-    7: "arguments and environment are longer than the kernel takes",
+    errno.ENOENT: "no such command (or the interpreter that its first line names is missing)",
+    errno.ENOEXEC: "not a program that this machine can run",
+    errno.EACCES: "not executable for the user that tasks run as",
+    errno.E2BIG: "arguments and environment are longer than the kernel takes",
 }
 
 
@@ -88,7 +89,11 @@ class Sandbox:
         if self.is_started:
             return None
         if self.failure is None:
-            step, number, detail = self.given_up or ("start", 0, "PID 1 of the sandbox was killed while it was set up")
+            step, number, detail = self.given_up or (
+                "start",
+                errno.EINTR,
+                "PID 1 of the sandbox was killed while it was set up",
+            )
             return SetupFailed(self.spec.id, step, number, "", detail)
         if self.failure.kind == Kind.EXEC_FAILED:
             return self._exec_failed(self.failure)
@@ -100,7 +105,7 @@ class Sandbox:
     def _exec_failed(self, notice: Notice) -> SetupFailed:
         command = self.spec.argv[0]
         tried = os.fsdecode(self.paths[min(notice.a, len(self.paths) - 1)])
-        subject = tried if notice.b != 2 else command
+        subject = command if notice.b == errno.ENOENT else tried
         words = _EXEC_WORDS.get(notice.b) or os.strerror(notice.b)
         return SetupFailed(self.spec.id, "exec", notice.b, subject, f"{subject}: {words}")
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 #: `cgroup.procs` of a group with 100,000 processes; everything else is far smaller.
 READ_BYTES_MAX = 1024 * 1024
+
+_REMOVE_TRIES = 50
+_REMOVE_RETRY_S = 0.002
 
 #: Holds the parent groups of all nodes on this host.
 TOP = "pilfer"
@@ -94,8 +98,11 @@ def remove_parent(base_fd: int, top_fd: int, host_id: str) -> None:
     """The reverse of `make_parent`, as far as the directories are empty; closes both."""
     with contextlib.suppress(OSError):
         os.rmdir(host_id, dir_fd=top_fd)
-    with contextlib.suppress(OSError):  # another node's parent may be in it
-        os.rmdir(TOP, dir_fd=base_fd)
+    for _ in range(_REMOVE_TRIES):
+        # Another node's parent may be in it. A child that is gone holds its parent for a moment on version 2.
+        if child_names(top_fd) or remove_dir(TOP, base_fd):
+            break
+        time.sleep(_REMOVE_RETRY_S)
     os.close(top_fd)
     os.close(base_fd)
 

@@ -27,6 +27,8 @@ POOL_MAX = 64
 REUSE_BYTES_MAX = 1024 * 1024
 
 UNLIMITED = -1
+#: Bytes per second that no disk reaches.
+_NO_REAL_LIMIT = 1 << 60
 _IO_SERVICE = "blkio.throttle.io_service_bytes"
 
 
@@ -185,6 +187,17 @@ class V1Parent:
         self._made = 0
         if memory_bytes is not None and "memory" in self._dirs:
             files.write(self._dirs["memory"], "memory.limit_in_bytes", memory_bytes)
+
+        self._count_io()
+
+    def _count_io(self) -> None:
+        """Since Linux 6.10 io is counted on a disk only after some group has had a limit there."""
+        if "blkio" not in self._dirs:
+            return
+        for device in self._io_devices:
+            for rate in (_NO_REAL_LIMIT, 0):
+                with contextlib.suppress(OSError):  # a disk without a queue: nothing to count there
+                    files.write(self._dirs["blkio"], "blkio.throttle.read_bps_device", f"{device} {rate}")
 
     @property
     def can_freeze(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.isolation_live.conftest import Runner, with_limits
+from tests.support.require import require
 
 pytestmark = pytest.mark.isolation
 
@@ -55,3 +56,15 @@ async def test_memory_none_is_unlimited(runner: Runner) -> None:
     code = "b = bytearray(300 << 20); print(len(b))"
     result = await runner.run("/usr/bin/python3", "-c", code, limits=with_limits(memory_bytes=None))
     assert result.stdout == f"{300 << 20}\n"
+
+
+async def test_disk_io(runner: Runner) -> None:
+    lacking = [words for words in runner.spawner.report.not_enforced if "disk io" in words]
+    require("isolation", is_there=not lacking, reason="; ".join(lacking))
+    script = "dd if=/dev/zero of=x bs=1M count=4 oflag=direct 2>/dev/null"
+    free = (await runner.sh(script)).ended.usage
+    assert free.io_write_bytes >= 4 << 20
+    held = (await runner.sh(script, limits=with_limits(io_write_bytes_per_s=2 << 20))).ended.usage
+    assert held.wall_s > 1.2  # 2 s, of which the kernel lets the first slice pass
+    # The next one in the same group is not held.
+    assert (await runner.sh(script)).ended.usage.wall_s < held.wall_s
