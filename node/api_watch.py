@@ -19,6 +19,7 @@ from pilfer.v1 import records_pb2, tasks_pb2
 
 #: Up to here a watch per id costs etcd less than sending every record's changes.
 SINGLE_WATCHES_MAX = 64
+ENDED = frozenset({records_pb2.TASK_STATUS_COMPLETE, records_pb2.TASK_STATUS_CANCELED, records_pb2.TASK_STATUS_FAILED})
 #: Reads in one transaction (etcd's default limit of operations is 128).
 READS_AT_ONCE = 100
 
@@ -46,19 +47,26 @@ class WatchCall:
             present, revision = await self._present(list(request.ids))
             start = revision + 1
 
-        def wanted(task: records_pb2.Task) -> bool:
-            return labels.items() <= dict(task.spec.labels).items() if labels else True
+        newest = {response.task.id: response.revision for response in present}
+        if request.ended_only:
+            present = [response for response in present if _has_ended(response)]
+
+        def is_wanted(response: tasks_pb2.WatchResponse) -> bool:
+            task = response.task
+            if (wanted_ids and task.id not in wanted_ids) or response.revision <= newest.get(task.id, 0):
+                return False
+            if response.deleted:
+                return True
+            return (_has_ended(response) or not request.ended_only) and labels.items() <= dict(task.spec.labels).items()
 
         async with self._etcd.watch(_ranges(wanted_ids), start_revision=start) as batches:
-            yield tasks_pb2.WatchResponse(ready=True, revision=start)
-            for response in present:
+            ready = tasks_pb2.WatchResponse(ready=True, revision=start)
+            for response in (*present, ready) if request.ended_only else (ready, *present):
                 yield response
             async for batch in batches:
                 for event in batch.events:
                     response = _response(event)
-                    if (not wanted_ids or response.task.id in wanted_ids) and (
-                        response.deleted or wanted(response.task)
-                    ):
+                    if is_wanted(response):
                         yield response
 
     async def _present(self, wanted: Sequence[str]) -> tuple[list[tasks_pb2.WatchResponse], int]:
@@ -85,6 +93,10 @@ def _ranges(wanted_ids: frozenset[str]) -> Sequence[KeyRange]:
     if wanted_ids and len(wanted_ids) <= SINGLE_WATCHES_MAX:
         return [KeyRange(keys.task(task_id)) for task_id in sorted(wanted_ids)]
     return [keys.all_tasks()]
+
+
+def _has_ended(response: tasks_pb2.WatchResponse) -> bool:
+    return response.task.status in ENDED
 
 
 def _response(event: Event) -> tasks_pb2.WatchResponse:

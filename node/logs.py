@@ -43,7 +43,8 @@ class LogStore:
         self._root = root
 
     def path(self, task_id: str, attempt: int, stream: str) -> Path:
-        return self._root / task_id[-2:] / f"{task_id}.{attempt}.{stream}"
+        # One join: pathlib's own operators cost more than the rest of the opening.
+        return Path(f"{self._root}/{task_id[-2:]}/{task_id}.{attempt}.{stream}")
 
     def create(self, task_id: str, attempt: int) -> OpenedLog:
         """Makes the files of an attempt, empty. Raises OSError (no space, no descriptors) and leaves nothing open."""

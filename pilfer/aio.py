@@ -260,7 +260,7 @@ class AsyncClient:
         waiting = dict.fromkeys(await self._full_ids([*ids]), 0)
         if not waiting:
             return
-        async with aclosing(self._events(waiting, {}, None, deadline)) as events:
+        async with aclosing(self._events(waiting, {}, None, deadline, ended_only=True)) as events:
             async for event in events:
                 if event.task.id not in waiting:
                     continue
@@ -382,20 +382,23 @@ class AsyncClient:
         labels: Mapping[str, str],
         from_revision: int | None,
         deadline: float | None,
+        *,
+        ended_only: bool = False,
     ) -> AsyncGenerator[tasks_pb2.WatchResponse, None]:
-        """Transitions, resumed, as messages (most are only looked at by `as_ended`).
+        """Transitions, resumed, as messages.
 
         ids: each with the newest revision seen of it (0: none); empty: all tasks. The caller may delete from it what
-        it needs no more.
+        it needs no more. ended_only: of tasks that have ended alone.
         """
         of_all = not ids
-        progress = _Progress(from_revision)
+        progress = _Progress(from_revision, ready_is_last=ended_only)
         patience = Patience(self._patience_s, deadline)
         while True:
-            request = tasks_pb2.WatchRequest(ids=() if of_all else [*ids], labels=labels)
+            request = tasks_pb2.WatchRequest(ids=() if of_all else [*ids], labels=labels, ended_only=ended_only)
             if progress.resume_from is not None:
                 request.from_revision = progress.resume_from
-            progress.begin(0 if of_all or progress.resume_from is not None else len(request.ids))
+            has_present = not (of_all or ended_only or progress.resume_from is not None)
+            progress.begin(len(request.ids) if has_present else 0)
             left_s = None if deadline is None else max(0.001, deadline - time.monotonic())
             failure = Unavailable("the node ended the stream", code="UNAVAILABLE")
             try:
@@ -413,7 +416,7 @@ class AsyncClient:
             except RevisionGone:
                 if of_all or from_revision is not None:
                     raise
-                progress = _Progress(None)  # the present state of each says what was missed
+                progress = _Progress(None, ready_is_last=ended_only)  # the present state of each says what was missed
                 continue
             await self._pause(patience, failure)
 
@@ -424,8 +427,10 @@ class _Progress:
     Invariant: everything below `resume_from` has been handed out; of that revision itself, the tasks in `_at`.
     """
 
-    def __init__(self, resume_from: int | None) -> None:
+    def __init__(self, resume_from: int | None, *, ready_is_last: bool = False) -> None:
+        """ready_is_last: present states come before the `ready` message, and not after it."""
         self.resume_from = resume_from
+        self._ready_is_last = ready_is_last
         self._at: set[str] = set()
         self._present_left = 0
         self._stands_at = 0
@@ -440,6 +445,8 @@ class _Progress:
         if response.ready:
             # The revision from which this watch goes on, where the node tells it.
             self._stands_at = response.revision
+        elif self._ready_is_last and not self._stands_at:
+            return True
         elif self._present_left:
             # Present states have the revisions of their records, in no order.
             self._present_left -= 1

@@ -142,7 +142,7 @@ class ListResponse(_message.Message):
     def __init__(self, tasks: _Optional[_Iterable[_Union[_records_pb2.Task, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("ids", "from_revision", "labels")
+    __slots__ = ("ids", "from_revision", "labels", "ended_only")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -153,10 +153,12 @@ class WatchRequest(_message.Message):
     IDS_FIELD_NUMBER: _ClassVar[int]
     FROM_REVISION_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_ONLY_FIELD_NUMBER: _ClassVar[int]
     ids: _containers.RepeatedScalarFieldContainer[str]
     from_revision: int
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, ids: _Optional[_Iterable[str]] = ..., from_revision: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    ended_only: bool
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., from_revision: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., ended_only: _Optional[bool] = ...) -> None: ...
 
 class WatchResponse(_message.Message):
     __slots__ = ("task", "revision", "deleted", "ready")

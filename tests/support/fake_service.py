@@ -290,11 +290,13 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
             if start <= cluster.compacted:
                 context.abort(grpc.StatusCode.OUT_OF_RANGE, "that revision is gone")
             ready = tasks_pb2.WatchResponse(ready=True, revision=start if cluster.tells_ready_revision else 0)
-            responses = [ready]
+            responses = []
             if not request.HasField("from_revision"):
                 for task_id in request.ids:
                     task = self._get(task_id, context)
-                    responses.append(tasks_pb2.WatchResponse(task=task, revision=cluster.revisions[task_id]))
+                    if task.status in TERMINAL or not request.ended_only:
+                        responses.append(tasks_pb2.WatchResponse(task=task, revision=cluster.revisions[task_id]))
+            responses.insert(len(responses) if request.ended_only else 0, ready)
             position = next((i for i, e in enumerate(cluster.events) if e[0] >= start), len(cluster.events))
         sent = 0
         while True:
@@ -314,6 +316,7 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
                 for revision, task, deleted in events
                 if (not request.ids or task.id in request.ids)
                 and (deleted or dict(request.labels).items() <= dict(task.spec.labels).items())
+                and (deleted or task.status in TERMINAL or not request.ended_only)
             ]
 
     def Log(self, request: tasks_pb2.LogRequest, context: Any) -> Iterator[tasks_pb2.LogResponse]:  # noqa: N802  (gRPC's name)
