@@ -116,12 +116,13 @@ class Spawner:
         What an earlier run of this host id left is dead by then. `on_died` is called once, on the loop, when the
         process ends without having been asked to. Raises HostLacks, SpawnerDied, TimeoutError.
         """
+        paths = _paths()
         requests, requests_theirs = _pair()
         control, control_theirs = _pair()
         fds = (requests_theirs.fileno(), control_theirs.fileno())
         # An exec through vfork: no preexec_fn, which would fork a process that has grpc's threads.
         process = subprocess.Popen(  # noqa: ASYNC220  (the exec itself is awaited by the HostReport)
-            [sys.executable, "-I", "-S", "-c", _PROGRAM, *map(str, fds), *_paths()],
+            [sys.executable, "-I", "-S", "-c", _PROGRAM, *map(str, fds), *paths],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             env={"LC_ALL": "C.UTF-8"},
@@ -355,6 +356,8 @@ def _paths() -> list[str]:
 
     found = importlib.util.find_spec("prctl")
     if found is None or found.origin is None:
-        raise HostLacks("python-prctl is not installed")
+        raise HostLacks("python-prctl is not installed (its build needs gcc and libcap-dev)")
+    if importlib.util.find_spec("isolation._sandbox") is None:
+        raise HostLacks("the C extension isolation/_sandbox.c is not built: `make setup`, or `pip install -e .`")
     here = Path(__file__).resolve().parent.parent
     return list(dict.fromkeys([str(here), str(Path(found.origin).parent)]))

@@ -48,6 +48,8 @@ START_LIMIT_S = 30.0
 LAUNCHES_PER_TURN = 4
 #: Groups that the kernel is not done with are tried again so often.
 TIDY_RETRY_S = 0.01
+#: Tidying is for idle moments, but a busy spawner must not fill the disk.
+TIDY_EVERY_TURNS = 8
 #: For everything to die when the spawner closes.
 CLOSE_PATIENCE_S = 3.0
 NETWORKS_AHEAD = 4
@@ -79,13 +81,14 @@ class Spawner:
 
     def _set_up(self) -> None:
         """In this order: leftovers first, the pivot late, privileges last. Raises HostLacks, StepFailed, OSError."""
+        # Before any other file is opened, which might get the number that is theirs.
+        self._notices = _report_sockets()
         privileges.raise_own_nofile()
         killed, stuck = leftovers.clean(self._config.host_id)
         if killed or stuck:
             log("leftovers", killed=killed, stuck=[str(path) for path in stuck])
         host = probe(self._config)
         self._parent = host.parent
-        self._notices = _report_sockets()
         self._children_fd = kernel.signal_fd(signal.SIGCHLD)
         self._timers = Timers()
         self._scratch = ScratchRoot(self._config.scratch_root)
@@ -118,6 +121,7 @@ class Spawner:
         for fd in handlers:
             poll.register(fd, select.EPOLLIN)
         wants_write = False
+        turn = 0
         self._flush()
         while not self._is_done():
             ready = {fd for fd, _ in poll.poll(self._patience_s())}
@@ -129,7 +133,8 @@ class Spawner:
             if bool(self._outbox) != wants_write:
                 wants_write = bool(self._outbox)
                 poll.modify(self._requests.fileno(), select.EPOLLIN | (select.EPOLLOUT if wants_write else 0))
-            if not ready or self._is_closing:
+            turn += 1
+            if not ready or self._is_closing or turn % TIDY_EVERY_TURNS == 0:
                 self._tidy()
         self._end()
 
@@ -401,7 +406,7 @@ def _kill_pids(pids: list[int]) -> None:
 
 def _report_sockets() -> socket.socket:
     """One pair for all sandboxes: children write to REPORT_FD, and see end of file there when the spawner dies."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = (_move_up(end.detach()) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
     os.dup2(theirs.fileno(), plan.REPORT_FD, inheritable=False)
     theirs.close()
     return ours

@@ -34,7 +34,7 @@ class Runner:
     def __init__(self, spawner: Spawner) -> None:
         self.spawner = spawner
         self._count = 0
-        self._outputs: list[int] = []
+        self._outputs: set[int] = set()
 
     def spec(self, *argv: str, env: Mapping[str, str] | None = None, **fields: Any) -> SandboxSpec:
         self._count += 1
@@ -44,16 +44,22 @@ class Runner:
 
     async def launch(self, spec: SandboxSpec, *, stdin: bytes = b"") -> tuple[Sandbox, int, int]:
         """The sandbox, and the descriptors of its output; closed by `close`."""
-        fds = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr")]
-        self._outputs += fds
-        os.pwrite(fds[0], stdin, 0)
-        sandbox = await self.spawner.launch(spec, stdin=fds[0], stdout=fds[1], stderr=fds[2])
-        return sandbox, fds[1], fds[2]
+        source = os.memfd_create("stdin", os.MFD_CLOEXEC)
+        out, err = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr"))
+        self._outputs |= {out, err}
+        try:
+            os.pwrite(source, stdin, 0)
+            sandbox = await self.spawner.launch(spec, stdin=source, stdout=out, stderr=err)
+        finally:
+            os.close(source)
+        return sandbox, out, err
 
     async def run(self, *argv: str, stdin: bytes = b"", **fields: Any) -> Result:
         sandbox, out, err = await self.launch(self.spec(*argv, **fields), stdin=stdin)
         ended = await sandbox.wait()
-        return Result(ended, text(out), text(err))
+        result = Result(ended, text(out), text(err))
+        self._close(out, err)
+        return result
 
     async def sh(self, script: str, **fields: Any) -> Result:
         return await self.run("sh", "-c", script, **fields)
@@ -64,9 +70,13 @@ class Runner:
         await wait_until(lambda: says in text(out), what=f"output {says!r}")
         return sandbox
 
-    def close(self) -> None:
-        for fd in self._outputs:
+    def _close(self, *fds: int) -> None:
+        for fd in fds:
             os.close(fd)
+        self._outputs -= set(fds)
+
+    def close(self) -> None:
+        self._close(*self._outputs)
 
 
 def text(fd: int) -> str:

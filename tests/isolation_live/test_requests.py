@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from isolation import protocol
-from isolation.client import Spawner, SpawnerConfig
+from isolation.client import SpawnerConfig
 from isolation.errors import ProtocolError, SandboxFailed
 from isolation.spec import Limits, SandboxSpec
 from tests.isolation_live.conftest import LIMITS, Runner, names_in, with_limits
@@ -120,10 +120,8 @@ async def test_no_descriptors_left(runner: Runner) -> None:
     assert (await runner.run("/bin/true")).ended.exit_code == 0
 
 
-async def test_nothing_is_left_after_hundreds(config: SpawnerConfig) -> None:
-    spawner = await Spawner.start(config)
-    runner = Runner(spawner)
-    fds = Path(f"/proc/{spawner.pid}/fd")
+async def test_nothing_is_left_after_hundreds(runner: Runner, config: SpawnerConfig) -> None:
+    pid = runner.spawner.pid
     scripts = [
         "exit 0",
         "mkdir -p a/b/c && touch a/b/c/d",
@@ -139,22 +137,16 @@ async def test_nothing_is_left_after_hundreds(config: SpawnerConfig) -> None:
 
     # The pools grow to what runs at once and stay there.
     await asyncio.gather(*(lane(6) for _ in range(8)))
-    await wait_until(lambda: _children(spawner.pid) == [])
-    before = len(list(fds.iterdir()))
+    await wait_until(lambda: _children(pid) == [])
+    fds, mounts = len(names_in(Path(f"/proc/{pid}/fd"))), Path(f"/proc/{pid}/mountinfo").read_text()
     await asyncio.gather(*(lane(36) for _ in range(8)))
-    await wait_until(lambda: _children(spawner.pid) == [])
+    await wait_until(lambda: _children(pid) == [])
     await wait_until(lambda: names_in(config.scratch_root) == [".spare", ".trash"])
     await wait_until(lambda: names_in(config.scratch_root / ".trash") == [])
-    assert len(list(fds.iterdir())) <= before + 8
-    mounts = len(Path(f"/proc/{spawner.pid}/mountinfo").read_text().splitlines())
-    await runner.run("true")
-    assert len(Path(f"/proc/{spawner.pid}/mountinfo").read_text().splitlines()) == mounts
-    groups = cgroups_of(config.host_id)
-    assert len(groups) < 200
-    await spawner.close()
-    runner.close()
-    assert cgroups_of(config.host_id) == []
-    assert list(config.scratch_root.iterdir()) == []
+    # A group that still has memory charged is exchanged for another: a few more or less may be open.
+    assert len(names_in(Path(f"/proc/{pid}/fd"))) <= fds + 40
+    assert Path(f"/proc/{pid}/mountinfo").read_text() == mounts
+    assert len(cgroups_of(config.host_id)) < 200
 
 
 async def test_a_large_scratch_does_not_hold_up_others(runner: Runner, tmp_path: Path) -> None:
