@@ -52,7 +52,6 @@ class Claimer:
         own_keys: OwnKeys,
         queue_window: int,
         is_open: Callable[[], bool],
-        wake: asyncio.Event,
     ) -> None:
         self._etcd = etcd
         self._store = store
@@ -61,34 +60,38 @@ class Claimer:
         self._runner = runner
         self._own_keys = own_keys
         self._is_open = is_open
-        #: Set whenever a new decision may come out differently: queue, capacity or peers have changed.
-        self._wake = wake
         self._view = QueueView(identity.node_id, ledger.capacity, limit=queue_window)
         self._round_trip = Smoothed()
         self._starts = Rate()
         self._under_way = 0
         self._ahead = ReadAhead(store, self._view)
+        #: Owns the claims under way; None: nothing is claimed (yet, or any more).
+        self._group: asyncio.TaskGroup | None = None
+        self._next_look: asyncio.TimerHandle | None = None
 
     def set_nodes(self, nodes: Mapping[str, Capacity]) -> None:
         """The live nodes, as the sweeper sees them."""
         self._view.set_nodes(dict(nodes))
-        self._wake.set()
+        self.look()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Claims until `stop`; returns when every claim sent has been answered and handed on."""
         async with asyncio.TaskGroup() as group:
+            self._group = group
             following = group.create_task(self._follow_queue(), name="queue")
-            deciding = group.create_task(self._decide(group), name="claims")
-            await stop.wait()
-            following.cancel()
-            deciding.cancel()
+            try:
+                await stop.wait()
+            finally:
+                self._group = None
+                self._set_next_look(None)
+                following.cancel()
 
     async def _follow_queue(self) -> None:
         while True:
             async with contextlib.aclosing(list_and_watch(self._etcd, keys.queued())) as queue:
                 async for news in queue:
                     self._take_in(news)
-                    self._wake.set()
+                    self.look()
                     if self._view.needs_listing:
                         break  # most of a truncated window is used up
 
@@ -108,18 +111,30 @@ class Claimer:
             else:
                 self._view.add(task_id, requirements, now=now, age_s=age_s)
 
-    async def _decide(self, group: asyncio.TaskGroup) -> None:
-        while True:
-            self._wake.clear()
+    def look(self) -> None:
+        """Decides, and claims what is decided. To be called whenever a decision may come out differently: the queue,
+        the capacity or the peers have changed.
+
+        Not a coroutine, so that a claim leaves in the same round of the loop, and so in the same transaction, as the
+        end of the task that made room for it.
+        """
+        while self._group is not None:
             plan = self._plan()
-            if plan.claim:
-                offers = [offer for task_id in plan.claim if (offer := self._book(task_id)) is not None]
-                self._under_way += len(offers)
-                group.create_task(self._claim(offers), name="claim")
-                if ahead := self._ahead.wanted():
-                    group.create_task(self._ahead.read(ahead), name="read ahead")
-            else:
-                await self._wait(plan.look_again_at)
+            if not plan.claim:
+                self._set_next_look(plan.look_again_at)
+                return
+            offers = [offer for task_id in plan.claim if (offer := self._book(task_id)) is not None]
+            self._under_way += len(offers)
+            self._group.create_task(self._claim(offers), name="claim")
+            if ahead := self._ahead.wanted():
+                self._group.create_task(self._ahead.read(ahead), name="read ahead")
+
+    def _set_next_look(self, at: float | None) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+        if at is not None:
+            self._next_look = asyncio.get_running_loop().call_later(max(0.0, at - time.monotonic()), self.look)
 
     def _plan(self) -> ClaimPlan:
         now = time.monotonic()
@@ -136,11 +151,6 @@ class Claimer:
             round_trip_s=self._round_trip.value,
         )
         return plan_claims(self._view, situation)
-
-    async def _wait(self, until: float | None) -> None:
-        timeout_s = None if until is None else max(0.0, until - time.monotonic())
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), timeout_s)
 
     def _book(self, task_id: str) -> Offer | None:
         """Takes the offer out of the view and reserves what it needs.
@@ -197,7 +207,7 @@ class Claimer:
                 self._won(offer, answer)
         if unknown:
             log.warning("%d claims are not settled yet, sending them again", len(unknown))
-        self._wake.set()
+        self.look()
         return unknown
 
     def _won(self, offer: Offer, claim: Claim) -> None:
@@ -210,7 +220,7 @@ class Claimer:
         self._settle(offer)
         if offer.task_id not in self._runner.runs:
             self._ledger.release(offer.task_id)
-        self._wake.set()
+        self.look()
 
     async def _try_later(self, offers: Sequence[Offer], error: StoreError) -> None:
         log.warning("%d tasks could not be claimed, trying again: %s", len(offers), error)
@@ -220,7 +230,7 @@ class Claimer:
             self._settle(offer)
             self._ledger.release(offer.task_id)
             self._view.add(offer.task_id, offer.requirements, now=now, age_s=offer.age_s(now))
-        self._wake.set()
+        self.look()
 
     def _settle(self, offer: Offer) -> None:
         self._under_way -= 1

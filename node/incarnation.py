@@ -59,9 +59,12 @@ class Incarnation:
         self._session = session
         self.identity = identity
         self.ledger = Ledger(around.capacity)
-        self._wake = asyncio.Event()
         self.runner = Runner(
-            around.store, around.spawner, around.logs, around.context, self.ledger, on_change=self._wake.set
+            around.store,
+            around.spawner,
+            around.logs,
+            around.context,
+            self.ledger,
         )
         self._sweeper = Sweeper(around.etcd, around.store, identity)
         self._own_keys = OwnKeys(around.etcd, around.store, self.runner, identity)
@@ -74,10 +77,10 @@ class Incarnation:
             own_keys=self._own_keys,
             queue_window=around.queue_window,
             is_open=self._may_claim,
-            wake=self._wake,
         )
         self.is_draining = False
         self._sweeper.on_nodes = self._claimer.set_nodes
+        self.runner.on_change = self._claimer.look
 
     @property
     def is_at_risk(self) -> bool:

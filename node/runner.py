@@ -113,8 +113,6 @@ class Runner:
         logs: LogStore,
         context: RunContext,
         ledger: Ledger,
-        *,
-        on_change: Callable[[], None],
     ) -> None:
         self._store = store
         self._spawner = spawner
@@ -123,7 +121,7 @@ class Runner:
         #: Reservations: a run's is given back when none of its processes is left.
         self._ledger = ledger
         #: Called whenever capacity has become free.
-        self._on_change = on_change
+        self.on_change: Callable[[], None] = lambda: None
         self._group: asyncio.TaskGroup | None = None
         self.runs: dict[str, Run] = {}
         self._idle = asyncio.Event()
@@ -213,7 +211,7 @@ class Runner:
             if self._alive == 0:
                 self._gone.set()
             self._ledger.release(run.task.id)
-            self._on_change()
+            self.on_change()
 
     def _started(self, run: Run) -> None:
         if run.phase is Phase.HELD:
