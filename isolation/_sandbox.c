@@ -190,6 +190,8 @@ static void reap(const struct launch *l, long pid, int passed_on)
 
     while ((ended = raw(SYS_wait4, -1, (long)&status, WNOHANG, 0, 0, 0)) > 0) {
         if (ended == pid) {
+            /* What it left running must not go on while a stopped spawner keeps the report waiting. */
+            raw(SYS_kill, -1, SIGKILL, 0, 0, 0, 0);
             report(l, ENDED, status, passed_on, 0);
             quit(0);
         }

@@ -55,6 +55,9 @@ CLOSE_PATIENCE_S = 3.0
 NETWORKS_AHEAD = 4
 
 _FIRST_FREE_FD = 10
+_SO_SNDBUFFORCE = 32
+#: A datagram takes about 800 bytes of it.
+_REPORT_BUFFER_BYTES = 16 * 1024 * 1024
 
 
 def log(event: str, **fields: object) -> None:
@@ -407,6 +410,9 @@ def _kill_pids(pids: list[int]) -> None:
 def _report_sockets() -> socket.socket:
     """One pair for all sandboxes: children write to REPORT_FD, and see end of file there when the spawner dies."""
     ours, theirs = (_move_up(end.detach()) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    # Room for the reports of every sandbox that there may be: a PID 1 that waits for room looks at no deadline.
+    with contextlib.suppress(PermissionError):  # needs CAP_NET_ADMIN
+        theirs.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _REPORT_BUFFER_BYTES)
     os.dup2(theirs.fileno(), plan.REPORT_FD, inheritable=False)
     theirs.close()
     return ours
