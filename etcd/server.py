@@ -7,7 +7,7 @@ follows the *thread* that started it: only the main thread may.
 States: stopped -> (start) -> starting -> ready -> (dies) -> pausing -> starting ... -> (stop) -> stopped.
 While it is down the node lives on; clients see StoreUnavailable and OutcomeUnknown. Every death is followed by a
 restart, exit code 0 too: etcd leaves with 0 when it was removed from its cluster, so 0 does not mean "as asked". Only
-`stop()` ends it. Ports are chosen at `start()` and stay for as long as this object lives.
+`stop()` ends it. Ports are chosen at `start()`, again while it has not come up, and stay from then on.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ class EtcdServer:
         #: Set when it is ready, or will not become ready by itself.
         self._decided = asyncio.Event()
         self._deaths_unready = 0
+        #: Since `start()`: from then on the ports stay.
+        self._was_ready = False
         self._last_words = ""
 
     @property
@@ -139,12 +141,18 @@ class EtcdServer:
         config.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         config.data_dir.mkdir(mode=0o700, exist_ok=True)
         self._flags = known_flags(run_for_text(config.binary.path, "--help"))
+        await self._choose_ports()
+        self._process = await self._spawn()
+        self._supervision = asyncio.create_task(self._supervise(self._process), name="etcd supervision")
+
+    async def _choose_ports(self) -> None:
+        config = self._config
         self._ports = choose_ports(
             config.ports_file, api_port=config.api_port, client_host=config.client_host, peer_host=config.peer_host
         )
+        if self._client is not None:
+            await self._client.close()
         self._client = EtcdClient([self.client_address], config.tls)
-        self._process = await self._spawn()
-        self._supervision = asyncio.create_task(self._supervise(self._process), name="etcd supervision")
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Until it answers. Raises EtcdNotReady with its last words after timeout_s, or as soon as it has died so
@@ -240,6 +248,7 @@ class EtcdServer:
                 break
             await asyncio.sleep(READY_POLL_S)
         self._deaths_unready = 0
+        self._was_ready = True
         self._ready.set()
         self._decided.set()
         self._on_event(ServerEvent(ServerEventKind.READY, process.pid))
@@ -269,6 +278,9 @@ class EtcdServer:
             if self._stopping.is_set():
                 return None
             try:
+                if not self._was_ready:
+                    # Another node may have taken a port between its choice and etcd's bind.
+                    await self._choose_ports()
                 self._process = await self._spawn()
             except OSError as error:
                 self._last_words = str(error)

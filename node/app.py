@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -176,6 +177,8 @@ class _Node:
                     group.create_task(keep_certificates(self._trust), name="certificates"),
                 )
                 self._announce(identity)
+                # What is there by now stays for good: the collector need not walk it again and again.
+                gc.freeze()
                 await lives.run(stop, hurry)
                 for task in background:
                     task.cancel()

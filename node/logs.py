@@ -12,7 +12,6 @@ with any other file: `>>` keeps it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,7 +39,12 @@ class LogStore:
     """The log files of this host."""
 
     def __init__(self, root: Path) -> None:
+        """Makes the directories; raises OSError."""
         self._root = root
+        there = {entry.name for entry in os.scandir(root)}
+        for shard in (f"{number:02x}" for number in range(256)):
+            if shard not in there:
+                (root / shard).mkdir(mode=0o700)
 
     def path(self, task_id: str, attempt: int, stream: str) -> Path:
         # One join: pathlib's own operators cost more than the rest of the opening.
@@ -59,11 +63,7 @@ class LogStore:
     def _open(path: Path) -> int:
         # An attempt that is adopted after an unknown claim may find its own files; it has written nothing yet.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            fd = os.open(path, flags, 0o600)
-        except FileNotFoundError:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            fd = os.open(path, flags, 0o600)
+        fd = os.open(path, flags, 0o600)
         os.fchmod(fd, 0o602)
         return fd
 
@@ -86,10 +86,8 @@ class LogStore:
     def task_ids(self) -> set[str]:
         """Every task that has files here: the slow comparison against the records."""
         found: set[str] = set()
-        with contextlib.suppress(FileNotFoundError):
-            for shard in os.scandir(self._root):
-                if shard.is_dir(follow_symlinks=False):
-                    found.update(entry.name.partition(".")[0] for entry in os.scandir(shard.path))
+        for shard in os.scandir(self._root):
+            found.update(entry.name.partition(".")[0] for entry in os.scandir(shard.path))
         return found
 
 

@@ -309,3 +309,27 @@ async def test_an_error_of_a_client_is_told_while_it_is_down(config: EtcdConfig)
             await server.stop()
             with pytest.raises(StoreError):
                 await client.range(Range(b"/a"), timeout_s=2)
+
+
+async def test_a_port_taken_between_its_choice_and_its_use_is_chosen_anew(config: EtcdConfig) -> None:
+    """Two nodes that start at the same moment find the same port free."""
+    events = Events()
+    with socket.socket() as rival:
+
+        def on_event(event: ServerEvent) -> None:
+            events(event)
+            if events.kinds.count(ServerEventKind.STARTED) == 1 and event.kind is ServerEventKind.STARTED:
+                rival.bind(("127.0.0.1", server.ports.client))
+                rival.listen()
+
+        server = EtcdServer(config, on_event=on_event)
+        try:
+            await server.start()
+            first = server.ports.client
+            await server.wait_ready(READY_S)
+            assert server.ports.client != first
+            assert ServerEventKind.DIED in events.kinds
+            async with EtcdClient([server.client_address], config.tls) as client:
+                await client.range(Range(b"/x"))
+        finally:
+            await server.stop()
