@@ -92,6 +92,7 @@ class View:
         _make_read_only(".")
         kernel.pivot_root_here()
         self._own_namespace = os.open("self/ns/mnt", flags, dir_fd=proc_fd)
+        self._own_root = os.open("/", os.O_PATH | os.O_CLOEXEC)
 
     def attach(self, mounts: Sequence[BindMount]) -> list[Attachment]:
         """Detached trees for these mounts and the shares that must be attached per sandbox. Raises StepFailed.
@@ -135,7 +136,7 @@ class View:
             try:
                 tree = kernel.open_tree(source, "", recursive=True)
             finally:
-                kernel.setns(self._own_namespace, sys_.CLONE_NEWNS)
+                self._come_back()
         except OSError as error:
             raise _source_failed(mount, error) from error
         finally:
@@ -146,6 +147,13 @@ class View:
             os.close(tree)
             raise _source_failed(mount, error) from error
         return tree, stat.S_ISDIR(mode)
+
+    def _come_back(self) -> None:
+        """Into our own namespace and root. Entering a mount namespace sets the root to its lowest mount, which is not
+        ours where the node itself was started in a chroot (setns(2); an initramfs cannot be pivoted away)."""
+        kernel.setns(self._own_namespace, sys_.CLONE_NEWNS)
+        os.fchdir(self._own_root)
+        os.chroot(".")
 
     def _prepare_target(self, target: str, *, is_dir: bool) -> tuple[str, ...]:
         """Makes the mount point, or says what the child has to make. Raises StepFailed."""
