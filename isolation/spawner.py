@@ -92,6 +92,13 @@ class Spawner:
             log("leftovers", killed=killed, stuck=[str(path) for path in stuck])
         host = probe(self._config)
         self._parent = host.parent
+        try:
+            self._set_up_rest(host.not_enforced)
+        except BaseException:
+            self._parent.close()
+            raise
+
+    def _set_up_rest(self, not_enforced: tuple[str, ...]) -> None:
         self._children_fd = kernel.signal_fd(signal.SIGCHLD)
         self._timers = Timers()
         self._scratch = ScratchRoot(self._config.scratch_root)
@@ -107,7 +114,7 @@ class Spawner:
         gc.collect()
         gc.freeze()
         memory.keep_out_of_forks(proc_fd)
-        self._send(HostReport(self._parent.version, host.not_enforced, os.getpid()))
+        self._send(HostReport(self._parent.version, not_enforced, os.getpid()))
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 

@@ -136,3 +136,4 @@ async def test_a_host_that_cannot_is_told_in_words(config: SpawnerConfig, tmp_pa
     (tmp_path / "scratch").write_text("a file in the way")
     with pytest.raises(HostLacks, match="scratch"):
         await Spawner.start(config)
+    assert cgroups_of(config.host_id) == []
