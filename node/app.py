@@ -155,6 +155,7 @@ class _Node:
         cluster = await ensure_cluster(engines.etcd)
         await self._end_last_run(engines.etcd)
         logs = LogStore(self._data.logs)
+        stack.callback(logs.close)
         admission = Admission.of(settings)
         lives = Lives(
             self._surroundings(engines, cluster, logs, admission),

@@ -140,8 +140,8 @@ class Claimer:
         now = time.monotonic()
         if not self._is_open() or now < self._runner.paused_until:
             return ClaimPlan(look_again_at=now + CLOSED_LOOK_S)
-        if not len(self._view):
-            return NOTHING
+        if not len(self._view) or self._ledger.free.milli_cpu <= 0:
+            return NOTHING  # every task needs some CPU; the end of one looks again
         situation = Situation(
             now=now,
             free=self._ledger.free,

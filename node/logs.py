@@ -2,93 +2,201 @@
 
 The node opens the files and passes them down; no byte goes through Python on its way in, and what was written
 survives every process here. Layout: `logs/SHARD/TASK_ID.ATTEMPT.stdout` and `.stderr`, SHARD the last two hex digits
-of the id (random in a UUIDv7, so that no directory grows large).
+of the id (random in a UUIDv7, so that no directory grows large). A file that is not there is an empty one.
 
 Files are opened without following links. A task holds descriptors that only append. It may also open them again by
 /dev/stdout and /dev/stderr, as scripts do (`echo oops >/dev/stderr`), and so the files may be written, not read, by
 everybody; the 0700 directories keep everybody else away. Opened so with `>`, what was written before is cut off, as
 with any other file: `>>` keeps it.
+
+Making or naming a file waits for the journal of the file system, which etcd's fsyncs keep busy (measured: 2.7 ms for
+an attempt's two, which held up the loop and every task behind it). So files are made ahead, unnamed, in `logs/spare/`,
+by a thread; they get their names while the task runs, and at the latest before its end is recorded. An attempt that is
+lost with its node in its first NAMED_AFTER_S leaves no log.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 STREAMS = ("stdout", "stderr")
 
 #: Size of one chunk on the wire (design, section 7).
 CHUNK_BYTES = 64 * 1024
+#: An attempt that has run for so long gets its files named, so that they outlive the node.
+NAMED_AFTER_S = 0.1
+#: Files made ahead: up to the first number, again when fewer than the second are left.
+SPARES_MAX = 128
+SPARES_LOW = 64
+
+_WRITE = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedLog:
-    """Descriptors for one attempt; the owner closes them once they are passed down."""
+class OpenLog:
+    """The two files of an attempt that runs. Made by `LogStore.open`, ended by `LogStore.settle`."""
 
-    stdout: int
-    stderr: int
+    def __init__(self, spares: tuple[str, str], names: tuple[str, str]) -> None:
+        """Raises OSError (no descriptors) and leaves nothing open."""
+        self.spares = spares
+        self.names = names
+        self.is_named = False
+        #: The thread has been asked to name it, and may not have done so yet.
+        self.is_name_asked = False
+        self.stdout = os.open(spares[0], _WRITE)
+        try:
+            self.stderr = os.open(spares[1], _WRITE)
+        except OSError:
+            os.close(self.stdout)
+            raise
+        self._naming: asyncio.TimerHandle | None = None
+
+    def name_later(self, name: Callable[[OpenLog], None]) -> None:
+        self._naming = asyncio.get_running_loop().call_later(NAMED_AFTER_S, name, self)
 
     def close(self) -> None:
+        if self._naming is not None:
+            self._naming.cancel()
         os.close(self.stdout)
         os.close(self.stderr)
 
+    @property
+    def is_empty(self) -> bool:
+        return not os.fstat(self.stdout).st_size and not os.fstat(self.stderr).st_size
+
 
 class LogStore:
-    """The log files of this host."""
+    """The log files of this host. Its thread is ended by `close`."""
 
     def __init__(self, root: Path) -> None:
-        """Makes the directories; raises OSError."""
+        """Makes the directories, and removes what a dead node had made ahead. Raises OSError."""
         self._root = root
         there = {entry.name for entry in os.scandir(root)}
-        for shard in (f"{number:02x}" for number in range(256)):
-            if shard not in there:
-                (root / shard).mkdir(mode=0o700)
+        for name in ("spare", *(f"{number:02x}" for number in range(256))):
+            if name not in there:
+                (root / name).mkdir(mode=0o700)
+        for entry in os.scandir(root / "spare"):
+            Path(entry.path).unlink()
+        self._numbers = itertools.count()
+        self._spares: deque[str] = deque()
+        self._is_making = False
+        self._unneeded: list[str] = []
+        #: By task id and attempt: files whose names may not be there yet.
+        self._open: dict[tuple[str, int], OpenLog] = {}
+        #: One thread: the order of its work is the order in which it was asked for.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="logs")
 
     def path(self, task_id: str, attempt: int, stream: str) -> Path:
-        # One join: pathlib's own operators cost more than the rest of the opening.
-        return Path(f"{self._root}/{task_id[-2:]}/{task_id}.{attempt}.{stream}")
+        return Path(self._name(task_id, attempt, stream))
 
-    def create(self, task_id: str, attempt: int) -> OpenedLog:
-        """Makes the files of an attempt, empty. Raises OSError (no space, no descriptors) and leaves nothing open."""
-        stdout = self._open(self.path(task_id, attempt, "stdout"))
+    def _name(self, task_id: str, attempt: int, stream: str) -> str:
+        return f"{self._root}/{task_id[-2:]}/{task_id}.{attempt}.{stream}"
+
+    def open(self, task_id: str, attempt: int) -> OpenLog:
+        """Files for an attempt that is about to start, empty. Raises OSError (no space, no descriptors)."""
+        spares = (self._spare(), self._spare())
+        log = OpenLog(spares, (self._name(task_id, attempt, "stdout"), self._name(task_id, attempt, "stderr")))
+        log.name_later(self._name_soon)
+        self._open[task_id, attempt] = log
+        if len(self._spares) < SPARES_LOW and not self._is_making:
+            self._is_making = True
+            asyncio.get_running_loop().run_in_executor(self._thread, self._make_spares)
+        return log
+
+    async def settle(self, task_id: str, attempt: int) -> None:
+        """The attempt is over, and no process of it is left. When this returns, what it wrote has its name.
+        Raises OSError where it cannot be named: then its log is lost."""
+        log = self._open.get((task_id, attempt))
+        if log is None:
+            return
         try:
-            return OpenedLog(stdout, self._open(self.path(task_id, attempt, "stderr")))
-        except OSError:
-            os.close(stdout)
-            raise
+            if log.is_name_asked or not log.is_empty:
+                await asyncio.get_running_loop().run_in_executor(self._thread, _give_names, log)
+        finally:
+            del self._open[task_id, attempt]
+            if not log.is_named:
+                self._remove_later(log.spares)
+            log.close()
 
-    @staticmethod
-    def _open(path: Path) -> int:
-        # An attempt that is adopted after an unknown claim may find its own files; it has written nothing yet.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(path, flags, 0o600)
+    def _name_soon(self, log: OpenLog) -> None:
+        log.is_name_asked = True
+        asyncio.get_running_loop().run_in_executor(self._thread, _try_names, log)
+
+    def _remove_later(self, paths: tuple[str, str]) -> None:
+        self._unneeded += paths
+        if len(self._unneeded) >= SPARES_LOW:
+            unneeded, self._unneeded = self._unneeded, []
+            asyncio.get_running_loop().run_in_executor(self._thread, _unlink_all, unneeded)
+
+    def _spare(self) -> str:
+        return self._spares.popleft() if self._spares else self._make_spare()
+
+    def _make_spare(self) -> str:
+        path = f"{self._root}/spare/{next(self._numbers)}"
+        fd = os.open(path, _WRITE | os.O_CREAT | os.O_EXCL, 0o600)
         os.fchmod(fd, 0o602)
-        return fd
+        os.close(fd)
+        return path
+
+    def _make_spares(self) -> None:
+        """In the thread. A full disk shows where a file is needed and cannot be had."""
+        try:
+            while len(self._spares) < SPARES_MAX:
+                self._spares.append(self._make_spare())
+        except OSError:
+            return
+        finally:
+            self._is_making = False
 
     def find(self, task_id: str, attempt: int, stream: str) -> LogReader | None:
-        """A reader of one stream, or None where this host has no such file."""
-        try:
-            fd = os.open(self.path(task_id, attempt, stream), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        return LogReader(fd)
+        """A reader of one stream, or None where this host has no such file: nothing was written, or not here."""
+        log = self._open.get((task_id, attempt))
+        places = [self._name(task_id, attempt, stream)]
+        if log is not None:
+            places.insert(0, log.spares[STREAMS.index(stream)])
+        for place in places:
+            try:
+                return LogReader(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            except FileNotFoundError:
+                continue  # it has its name by now, or never was
+        return None
 
     def remove(self, task_id: str) -> None:
         """Removes every attempt's files of a task; quiet where there are none."""
-        for path in self._of(task_id):
+        for path in self._root.joinpath(task_id[-2:]).glob(f"{task_id}.*"):
             path.unlink(missing_ok=True)
 
-    def _of(self, task_id: str) -> Iterator[Path]:
-        return self._root.joinpath(task_id[-2:]).glob(f"{task_id}.*")
+    def close(self) -> None:
+        """Waits for what is under way."""
+        self._thread.shutdown()
 
-    def task_ids(self) -> set[str]:
-        """Every task that has files here: the slow comparison against the records."""
-        found: set[str] = set()
-        for shard in os.scandir(self._root):
-            found.update(entry.name.partition(".")[0] for entry in os.scandir(shard.path))
-        return found
+
+def _give_names(log: OpenLog) -> None:
+    """In the thread; the same log comes here once or twice."""
+    if log.is_named:
+        return
+    for spare, name in zip(log.spares, log.names, strict=True):
+        with contextlib.suppress(FileNotFoundError):  # named by a try that failed at the other one
+            Path(spare).rename(name)
+    log.is_named = True
+
+
+def _try_names(log: OpenLog) -> None:
+    """What cannot be named now is tried again, and told, when the attempt is over."""
+    with contextlib.suppress(OSError):
+        _give_names(log)
+
+
+def _unlink_all(paths: list[str]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # the next start removes what is left
+            Path(path).unlink()
 
 
 class LogReader:

@@ -30,7 +30,7 @@ from node.admission import Admission
 from node.core.model import Network, Outcome, Reason, Task
 from node.core.reconcile import Phase
 from node.core.requirements import Ledger
-from node.logs import LogStore, OpenedLog
+from node.logs import LogStore
 from node.outcomes import StopWhy, Verdict, of_end, of_setup_failure
 from node.supervised_spawner import SupervisedSpawner
 
@@ -193,6 +193,7 @@ class Runner:
             verdict, outcome = await self._attempt(run)
             self._release(run)
             run.phase = Phase.ENDING
+            await self._settle_log(run.task)
             if not self.is_lost:
                 await self._write_end(run, verdict, outcome)
         finally:
@@ -254,16 +255,15 @@ class Runner:
 
     async def _launch(self, run: Run) -> Sandbox:
         """Starts the sandbox. Raises SandboxFailed, SpawnerDied, and OSError where the log files cannot be made."""
-        files = self._open_files(run.task)
+        task = run.task
+        opened = self._logs.open(task.id, task.attempt)
+        stdin = stdin_of(task.spec.stdin)
         try:
             return await self._spawner.launch(
-                sandbox_spec(run.task, run.claim, self._context),
-                stdin=files.stdin,
-                stdout=files.log.stdout,
-                stderr=files.log.stderr,
+                sandbox_spec(task, run.claim, self._context), stdin=stdin, stdout=opened.stdout, stderr=opened.stderr
             )
         finally:
-            files.close()
+            os.close(stdin)
 
     async def _after_spawner_death(self, run: Run, died: SpawnerDied) -> tuple[Verdict, Outcome]:
         """Gives back only once the next spawner has made sure that nothing of the sandbox is left."""
@@ -276,13 +276,12 @@ class Runner:
         self.paused_until = time.monotonic() + HOST_TROUBLE_PAUSE_S
         log.error("this host cannot start tasks now, claiming nothing for %.0f s: %s", HOST_TROUBLE_PAUSE_S, why)
 
-    def _open_files(self, task: Task) -> OpenedFiles:
-        opened = self._logs.create(task.id, task.attempt)
+    async def _settle_log(self, task: Task) -> None:
         try:
-            return OpenedFiles(stdin_of(task.spec.stdin), opened)
-        except OSError:
-            opened.close()
-            raise
+            await self._logs.settle(task.id, task.attempt)
+        except OSError as error:
+            # The outcome is worth more than the output.
+            log.error("task=%s attempt=%d its log is lost: %s", task.id, task.attempt, error)  # noqa: TRY400  (told)
 
     async def _write_end(self, run: Run, verdict: Verdict, outcome: Outcome) -> None:
         writes = {
@@ -318,16 +317,6 @@ class Runner:
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))  # noqa: S311  (not for secrets)
             delay_s = min(delay_s * 2, RETRY_DELAY_MAX_S)
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedFiles:
-    stdin: int
-    log: OpenedLog
-
-    def close(self) -> None:
-        os.close(self.stdin)
-        self.log.close()
 
 
 def stdin_of(data: bytes) -> int:

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from node.logs import LogStore
+from node.logs import SPARES_MAX, LogStore
+from tests.support.wait import wait_until
 
 TASK = "01930000-0000-7000-8000-0000000000ab"
 OTHER = "01930000-0000-7000-8000-0000000001ab"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LogStore:
-    return LogStore(tmp_path)
+def store(tmp_path: Path) -> Iterator[LogStore]:
+    made = LogStore(tmp_path)
+    yield made
+    made.close()
 
 
-def write(store: LogStore, data: bytes, task_id: str = TASK, attempt: int = 1) -> None:
-    opened = store.create(task_id, attempt)
-    os.write(opened.stdout, data)
-    opened.close()
+async def write(store: LogStore, data: bytes, task_id: str = TASK, attempt: int = 1) -> None:
+    """An attempt that writes this and ends."""
+    os.write(store.open(task_id, attempt).stdout, data)
+    await store.settle(task_id, attempt)
 
 
-def tail(store: LogStore, lines: int) -> bytes:
-    reader = store.find(TASK, 1, "stdout")
-    assert reader is not None
+def read(store: LogStore, task_id: str = TASK, attempt: int = 1, stream: str = "stdout") -> bytes:
+    reader = store.find(task_id, attempt, stream)
+    if reader is None:
+        return b""
     with reader:
-        reader.seek_to_last_lines(lines)
         return reader.read(1 << 20)
 
 
-def test_a_reader_goes_on_where_it_stopped(store: LogStore) -> None:
-    opened = store.create(TASK, 1)
+def spares(root: Path) -> set[str]:
+    return {entry.name for entry in (root / "spare").iterdir()}
+
+
+async def test_a_reader_goes_on_where_it_stopped(store: LogStore) -> None:
+    opened = store.open(TASK, 1)
     reader = store.find(TASK, 1, "stdout")
     assert reader is not None
     with reader:
@@ -43,8 +52,22 @@ def test_a_reader_goes_on_where_it_stopped(store: LogStore) -> None:
         assert reader.read() == b""
         os.write(opened.stdout, b"two")
         assert reader.read(2) == b"tw"
+        await store.settle(TASK, 1)
         assert reader.read() == b"o"
-    opened.close()
+
+
+async def test_a_reader_sees_what_comes_after_the_task_has_cut_its_output_off(store: LogStore) -> None:
+    opened = store.open(TASK, 1)
+    os.write(opened.stdout, b"a long line\n")
+    reader = store.find(TASK, 1, "stdout")
+    assert reader is not None
+    with reader:
+        assert reader.read() == b"a long line\n"
+        os.truncate(opened.spares[0], 0)
+        assert reader.read() == b""
+        os.write(opened.stdout, b"new\n")
+        assert reader.read() == b"new\n"
+    await store.settle(TASK, 1)
 
 
 @pytest.mark.parametrize(
@@ -57,64 +80,96 @@ def test_a_reader_goes_on_where_it_stopped(store: LogStore) -> None:
         (b"a\nb\nc\n", 3, b"a\nb\nc\n"),
         (b"a\nb\nc\n", 99, b"a\nb\nc\n"),
         (b"a\nb\nc\n", 0, b""),
-        (b"", 5, b""),
         (b"\n\n\n", 2, b"\n\n"),
         (b"no newline at all", 1, b"no newline at all"),
         (b"x" * 200_000 + b"\n" + b"y" * 100_000 + b"\n", 1, b"y" * 100_000 + b"\n"),
         (b"\n" * 70_000, 65_537, b"\n" * 65_537),
     ],
 )
-def test_tail_starts_at_the_last_lines(store: LogStore, written: bytes, lines: int, expected: bytes) -> None:
-    write(store, written)
-    assert tail(store, lines) == expected
-
-
-def test_attempts_are_separate_and_start_empty(store: LogStore) -> None:
-    write(store, b"first", attempt=1)
-    write(store, b"second", attempt=2)
-    write(store, b"", attempt=1)  # adopted again before it ever wrote
-    assert tail(store, 10) == b""
-    assert store.path(TASK, 2, "stdout").read_bytes() == b"second"
-
-
-def test_remove_takes_every_file_of_that_task_and_no_other(store: LogStore) -> None:
-    write(store, b"x", attempt=1)
-    write(store, b"y", attempt=2)
-    write(store, b"z", task_id=OTHER)
-    store.remove(TASK)
-    store.remove(TASK)
-    assert store.task_ids() == {OTHER}
-    assert store.find(TASK, 1, "stdout") is None
-
-
-def test_a_reader_sees_what_comes_after_the_task_has_cut_its_output_off(store: LogStore) -> None:
-    write(store, b"a long line\n")
+async def test_tail_starts_at_the_last_lines(store: LogStore, written: bytes, lines: int, expected: bytes) -> None:
+    await write(store, written)
     reader = store.find(TASK, 1, "stdout")
     assert reader is not None
     with reader:
-        assert reader.read() == b"a long line\n"
-        os.truncate(store.path(TASK, 1, "stdout"), 0)
-        assert reader.read() == b""
-        store.path(TASK, 1, "stdout").write_bytes(b"new\n")
-        assert reader.read() == b"new\n"
+        reader.seek_to_last_lines(lines)
+        assert reader.read(1 << 20) == expected
 
 
-def test_files_may_be_appended_to_by_the_task_alone_and_links_are_not_followed(store: LogStore, tmp_path: Path) -> None:
-    write(store, b"x")
+async def test_attempts_and_streams_are_separate(store: LogStore) -> None:
+    await write(store, b"first", attempt=1)
+    opened = store.open(TASK, 2)
+    os.write(opened.stderr, b"oops")
+    await store.settle(TASK, 2)
+    assert [read(store, attempt=n) for n in (1, 2, 3)] == [b"first", b"", b""]
+    assert read(store, attempt=2, stream="stderr") == b"oops"
+
+
+async def test_output_has_its_name_before_the_end_is_recorded(store: LogStore, tmp_path: Path) -> None:
+    await write(store, b"kept")
+    assert (tmp_path / TASK[-2:] / f"{TASK}.1.stdout").read_bytes() == b"kept"
+
+
+async def test_output_of_a_task_that_runs_on_outlives_a_dead_node(store: LogStore, tmp_path: Path) -> None:
+    opened = store.open(TASK, 1)
+    os.write(opened.stdout, b"so far")
+    await wait_until(lambda: store.path(TASK, 1, "stdout").exists(), 5)
+    os.write(opened.stdout, b", so good")
+    after = LogStore(tmp_path)
+    assert read(after) == b"so far, so good"
+    after.close()
+    await store.settle(TASK, 1)
+    assert read(store) == b"so far, so good"
+
+
+async def test_what_a_dead_node_had_made_ahead_is_removed(store: LogStore, tmp_path: Path) -> None:
+    opened = store.open(TASK, 1)
+    store.close()
+    assert spares(tmp_path)
+    opened.close()
+    LogStore(tmp_path).close()
+    assert not spares(tmp_path)
+
+
+async def test_empty_files_do_not_pile_up(store: LogStore, tmp_path: Path) -> None:
+    for number in range(500):
+        store.open(TASK, number)
+        await store.settle(TASK, number)
+    store.close()
+    assert len(spares(tmp_path)) < 2 * SPARES_MAX
+    assert not list((tmp_path / TASK[-2:]).iterdir())
+
+
+async def test_remove_takes_every_file_of_that_task_and_no_other(store: LogStore) -> None:
+    await write(store, b"x", attempt=1)
+    await write(store, b"y", attempt=2)
+    await write(store, b"z", task_id=OTHER)
+    store.remove(TASK)
+    store.remove(TASK)
+    assert (read(store), read(store, OTHER)) == (b"", b"z")
+
+
+async def test_files_may_be_appended_to_by_the_task_alone(store: LogStore) -> None:
+    await write(store, b"x")
     assert store.path(TASK, 1, "stdout").stat().st_mode & 0o777 == 0o602
     assert store.path(TASK, 1, "stdout").parent.stat().st_mode & 0o777 == 0o700
-    victim = tmp_path / "victim"
-    victim.write_bytes(b"precious")
-    store.path(TASK, 2, "stderr").symlink_to(victim)
-    with pytest.raises(OSError):
-        store.create(TASK, 2)
-    assert victim.read_bytes() == b"precious"
 
 
-def test_a_full_directory_leaves_no_descriptor_open(store: LogStore, tmp_path: Path) -> None:
-    write(store, b"x")
-    store.path(TASK, 3, "stderr").mkdir()  # stands for whatever keeps the second file from being made
-    before = len(os.listdir("/proc/self/fd"))
+async def test_an_error_leaves_no_descriptor_open(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    await write(store, b"x")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    real = os.open
+
+    def second_fails(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT:
+            return real(path, flags, mode)
+        monkeypatch.setattr(os, "open", fails)
+        return real(path, flags, mode)
+
+    def fails(path: str, flags: int, mode: int = 0o777) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(os, "open", second_fails)
     with pytest.raises(OSError):
-        store.create(TASK, 3)
-    assert len(os.listdir("/proc/self/fd")) == before
+        store.open(TASK, 2)
+    monkeypatch.undo()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
