@@ -200,6 +200,22 @@ def parse_queued(key: bytes) -> str:
     return _parse_id(key, key[len(_QUEUED) :])
 
 
+def find_index_key(key: bytes) -> IndexKey | None:
+    """As `parse_index_key`; None for a stranger's key."""
+    try:
+        return parse_index_key(key)
+    except RecordCorrupt:
+        return None
+
+
+def find_node(key: bytes) -> str | None:
+    """As `parse_node`; None for a stranger's key."""
+    try:
+        return parse_node(key)
+    except RecordCorrupt:
+        return None
+
+
 def parse_index_key(key: bytes) -> IndexKey:
     if key.startswith(_QUEUED):
         return IndexKey(Status.QUEUED, parse_queued(key))

@@ -238,7 +238,13 @@ class _Walk:
         return await self.etcd.range(op, timeout_s=self.timeout_s)
 
     def _read(self, result: RangeResult) -> list[_Found]:
-        return [(_id_of(self.axis, kv.key), self.axis.position(kv.key)) for kv in result.kvs]
+        found: list[_Found] = []
+        for kv in result.kvs:
+            try:
+                found.append((_id_of(self.axis, kv.key), self.axis.position(kv.key)))
+            except RecordCorrupt:
+                continue  # a stranger's key
+        return found
 
 
 def _id_of(axis: _Axis, key: bytes) -> str:

@@ -402,7 +402,8 @@ class TaskStore:
         is the claim's."""
         of_node = keys.running_of(node_id)
         result = await self._etcd.range(Range(of_node.key, of_node.range_end), timeout_s=timeout_s)
-        return [(keys.parse_index_key(kv.key).task_id, kv) for kv in result.kvs], result.revision
+        found = [(index.task_id, kv) for kv in result.kvs if (index := keys.find_index_key(kv.key)) is not None]
+        return found, result.revision
 
     async def running_at_one_revision(self, *, timeout_s: float = 3.0) -> RunningTasks:
         """Living nodes and running tasks, all as they were at one revision: what a sweep for orphans needs."""
@@ -417,9 +418,9 @@ class TaskStore:
             timeout_s=timeout_s,
         )
         living, tasks = (r.kvs if isinstance(r, RangeResult) else () for r in result.results)
-        parsed = [keys.parse_index_key(kv.key) for kv in tasks]
+        parsed = [index for kv in tasks if (index := keys.find_index_key(kv.key)) is not None]
         return RunningTasks(
-            nodes=tuple(keys.parse_node(kv.key) for kv in living),
+            nodes=tuple(node_id for kv in living if (node_id := keys.find_node(kv.key)) is not None),
             tasks=tuple((key.node_id, key.task_id) for key in parsed if key.node_id is not None),
             revision=result.revision,
         )

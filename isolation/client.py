@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import subprocess
 import sys
@@ -35,6 +36,8 @@ __all__ = [
 START_LIMIT_S = 20.0
 #: From Close to its exit.
 CLOSE_LIMIT_S = 10.0
+#: errnos of this host, not of the other end.
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS})
 _BUFFER_BYTES = 4 * 1024 * 1024
 _REPORTS_PER_TURN = 256
 
@@ -103,8 +106,8 @@ class Spawner:
         self._on_died = on_died
         self._launching: dict[str, asyncio.Future[Sandbox]] = {}
         self._running: dict[str, Sandbox] = {}
-        self._requests_out = _Outbox(self._loop, requests)
-        self._control_out = _Outbox(self._loop, control)
+        self._requests_out = _Outbox(self._loop, requests, self._on_short)
+        self._control_out = _Outbox(self._loop, control, self._on_short)
         self._ready: asyncio.Future[HostReport] = self._loop.create_future()
         self._died: asyncio.Future[str] = self._loop.create_future()
         self._is_closing = False
@@ -270,6 +273,16 @@ class Spawner:
         # Only a control message of our own can be refused without an id: a programmer's error.
         raise ProtocolError(f"the spawner refused a message: {report.detail}")
 
+    def _on_short(self, sandbox_id: str, error: OSError) -> None:
+        """This host is short of something, and one datagram was not sent."""
+        answer = self._launching.pop(sandbox_id, None)
+        if answer is None:  # a control message: without it the spawner would do something else than it should
+            self._process.kill()
+            self._gone(str(error))
+        elif not answer.done():
+            failed = SetupFailed(sandbox_id, "send", error.errno or 0, "", str(error))
+            answer.set_exception(SandboxFailed(failed))
+
     def _gone(self, how: str) -> None:
         """The process has ended or is about to: everything that waits for it is told."""
         if self._died.done():
@@ -299,7 +312,10 @@ class Spawner:
 class _Outbox:
     """Datagrams in order, the rest waiting while the other end has no room."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, on_short: Callable[[str, OSError], None]
+    ) -> None:
+        self._on_short = on_short
         self._loop = loop
         self._sock = sock
         self._queue: deque[_Datagram] = deque()
@@ -329,7 +345,12 @@ class _Outbox:
                 self._is_waiting = True
                 self._loop.add_writer(self._sock.fileno(), self._flush)
             return
-        except OSError:
+        except OSError as error:
+            if error.errno in _SHORTAGES:
+                _, _, label = self._queue.popleft()
+                self._on_short(label, error)
+                self._loop.call_soon(self._flush)
+                return
             self._queue.clear()  # the reader learns of the death, with everything that follows from it
         if self._is_waiting:
             self._is_waiting = False

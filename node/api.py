@@ -118,14 +118,18 @@ class TaskCalls:
         if not request.ids:
             raise invalid([Violation("ids", "is empty: at least one task id is needed")])
         timeout_s = _time_left(context, CALL_TIMEOUT_S)
-        results: list[tasks_pb2.CancelResult] = []
-        for start in range(0, len(request.ids), YIELD_EVERY):
-            some = request.ids[start : start + YIELD_EVERY]
-            results += await asyncio.gather(*(self._cancel(given, timeout_s) for given in some))
-        return tasks_pb2.CancelResponse(results=results)
+        # All are looked up before the first is canceled: a wrong one cancels nothing.
+        found = [(given, await self.find_id(given, "ids")) for given in request.ids]
+        results: list[tasks_pb2.CancelResult | BaseException] = []
+        for start in range(0, len(found), YIELD_EVERY):
+            some = (self._cancel(given, task_id, timeout_s) for given, task_id in found[start : start + YIELD_EVERY])
+            results += await asyncio.gather(*some, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return tasks_pb2.CancelResponse(results=[r for r in results if isinstance(r, tasks_pb2.CancelResult)])
 
-    async def _cancel(self, given: str, timeout_s: float) -> tasks_pb2.CancelResult:
-        task_id = await self.find_id(given, "ids")
+    async def _cancel(self, given: str, task_id: str | None, timeout_s: float) -> tasks_pb2.CancelResult:
         if task_id is None:
             return tasks_pb2.CancelResult(id=given, step=tasks_pb2.CANCEL_STEP_NOT_FOUND)
         canceled = await self._store.cancel(task_id, now=time.time(), timeout_s=timeout_s)

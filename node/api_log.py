@@ -17,6 +17,7 @@ import grpc
 from etcd import codec, keys
 from etcd.port import Etcd, KeyRange
 from etcd.store import Versioned
+from etcd.watch import Listing, list_and_watch
 from node.api import TaskCalls
 from node.api_errors import ApiError, invalid, not_found, streams
 from node.core.model import Attempt, Task
@@ -28,6 +29,9 @@ from pilfer.v1 import tasks_pb2
 #: second, while none does. Two fstat-sized reads each.
 POLL_MIN_S = 0.01
 POLL_MAX_S = 0.1
+
+#: Chunks of one stream before the other has its turn.
+CHUNKS_IN_TURN = 16
 
 _STREAM_NUMBERS = {"stdout": tasks_pb2.LOG_STREAM_STDOUT, "stderr": tasks_pb2.LOG_STREAM_STDERR}
 
@@ -102,14 +106,23 @@ class LogCall:
                         if reader is None:
                             continue
                         readers[stream] = stack.enter_context(reader)
+                        if not request.follow:
+                            reader.end_here()
                         if request.HasField("tail_lines"):
-                            reader.seek_to_last_lines(request.tail_lines)
-                    while data := reader.read(CHUNK_BYTES):
+                            # A long way back in a large file takes a while.
+                            await asyncio.to_thread(reader.seek_to_last_lines, request.tail_lines)
+                    for _ in range(CHUNKS_IN_TURN):
+                        data = reader.read(CHUNK_BYTES)
+                        if not data:
+                            break
                         progressed = True
                         yield tasks_pb2.LogResponse(stream=_STREAM_NUMBERS[stream], data=data, attempt=number)
+                if progressed:
+                    delay_s = POLL_MIN_S
+                    continue
                 if is_over or not request.follow:
                     return
-                delay_s = POLL_MIN_S if progressed else min(delay_s * 1.5, POLL_MAX_S)
+                delay_s = min(delay_s * 1.5, POLL_MAX_S)
                 await record.wait_change(delay_s)
 
 
@@ -136,12 +149,18 @@ class RecordFollower:
 
     async def _watch(self) -> None:
         key = KeyRange(keys.task(self.task.id))
-        async with self._etcd.watch([key], start_revision=self._seen.mod_revision + 1) as batches:
-            async for batch in batches:
-                for event in batch.events:
-                    if event.is_delete:
+        async with contextlib.aclosing(list_and_watch(self._etcd, key)) as news:
+            async for one in news:
+                if isinstance(one, Listing):
+                    if not one.kvs:
                         raise not_found(self.task.id)
-                    self.task = codec.decode_task(event.kv.key, event.kv.value)
+                    kvs = list(one.kvs)
+                else:
+                    if any(event.is_delete for event in one.events):
+                        raise not_found(self.task.id)
+                    kvs = [event.kv for event in one.events]
+                for kv in kvs:
+                    self.task = codec.decode_task(kv.key, kv.value)
                     self._changed.set()
                     if over(self.task):
                         return

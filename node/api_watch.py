@@ -6,16 +6,22 @@ nothing between the two is missed. A few ids are watched one by one; many, or al
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from etcd import keys
+from etcd.errors import RecordCorrupt
 from etcd.port import Etcd, Event, KeyRange, Range, Txn
 from node.api import without_stdin
 from node.api_errors import invalid, not_found, streams
 from node.core import ids
 from node.core.validate import Violation
 from pilfer.v1 import records_pb2, tasks_pb2
+
+log = logging.getLogger(__name__)
 
 #: Up to here a watch per id costs etcd less than sending every record's changes.
 SINGLE_WATCHES_MAX = 64
@@ -65,9 +71,9 @@ class WatchCall:
                 yield response
             async for batch in batches:
                 for event in batch.events:
-                    response = _response(event)
-                    if is_wanted(response):
-                        yield response
+                    told = _response(event)
+                    if told is not None and is_wanted(told):
+                        yield told
 
     async def _present(self, wanted: Sequence[str]) -> tuple[list[tasks_pb2.WatchResponse], int]:
         """The state of each id, in their order, and the oldest revision at which one was read (without ids, the newest
@@ -99,11 +105,17 @@ def _has_ended(response: tasks_pb2.WatchResponse) -> bool:
     return response.task.status in ENDED
 
 
-def _response(event: Event) -> tasks_pb2.WatchResponse:
-    if event.is_delete:
-        gone = records_pb2.Task(id=keys.parse_task(event.kv.key))
-        return tasks_pb2.WatchResponse(task=gone, revision=event.kv.mod_revision, deleted=True)
-    return _of_record(event.kv.value, event.kv.mod_revision)
+def _response(event: Event) -> tasks_pb2.WatchResponse | None:
+    """None for what is no record of ours."""
+    try:
+        task_id = keys.parse_task(event.kv.key)
+        if event.is_delete:
+            gone = records_pb2.Task(id=task_id)
+            return tasks_pb2.WatchResponse(task=gone, revision=event.kv.mod_revision, deleted=True)
+        return _of_record(event.kv.value, event.kv.mod_revision)
+    except (RecordCorrupt, DecodeError) as error:
+        log.error("not told to watchers: %r: %s", event.kv.key, error)  # noqa: TRY400  (a stranger's key, no defect of ours)
+        return None
 
 
 def _of_record(value: bytes, revision: int) -> tasks_pb2.WatchResponse:

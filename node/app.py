@@ -121,7 +121,6 @@ async def serve(settings: Settings, *, stop: asyncio.Event, hurry: asyncio.Event
         )
         async with contextlib.AsyncExitStack() as stack:
             await _Node(settings, data, trust).run(stack, stop, hurry)
-        data.clear_incarnation()
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +229,10 @@ class _Node:
         last = self._data.find_incarnation()
         if last is not None and last.is_of_this_boot:
             log.info("node=%s was the last run here: revoking its lease", last.node_id)
-            await etcd.lease_revoke(last.lease_id)
+            try:
+                await etcd.lease_revoke(last.lease_id)
+            except StoreError as error:
+                log.warning("it could not be revoked and runs out by itself: %s", error)
 
     def _surroundings(self, engines: _Engines, cluster: Cluster, logs: LogStore, admission: Admission) -> Surroundings:
         return Surroundings(

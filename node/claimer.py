@@ -64,6 +64,8 @@ class Claimer:
         self._round_trip = Smoothed()
         self._starts = Rate()
         self._under_way = 0
+        #: Offers seen while a claim of the same task is under way.
+        self._again: dict[str, Offer] = {}
         self._ahead = ReadAhead(store, self._view)
         #: Owns the claims under way; None: nothing is claimed (yet, or any more).
         self._group: asyncio.TaskGroup | None = None
@@ -98,6 +100,7 @@ class Claimer:
     def _take_in(self, news: Listing | WatchBatch) -> None:
         now = time.monotonic()
         if isinstance(news, Listing):
+            self._ahead.clear()
             self._view.reset((found for kv in news.kvs if (found := _queued(kv)) is not None), now=now)
             return
         for event in news.events:
@@ -107,6 +110,7 @@ class Claimer:
             task_id, requirements, age_s = found
             self._ahead.drop(task_id)
             if event.is_delete:
+                self._again.pop(task_id, None)
                 self._view.remove(task_id)
             else:
                 self._view.add(task_id, requirements, now=now, age_s=age_s)
@@ -158,7 +162,13 @@ class Claimer:
         None for a task whose claim is under way: a listing taken before that claim may show it once more.
         """
         offer = self._view.remove(task_id)
-        if offer is None or task_id in self._own_keys.claiming or not self._ledger.take(task_id, offer.requirements):
+        if offer is None:
+            return None
+        if task_id in self._own_keys.claiming:
+            # Queued again, or shown by an old listing: looked at once more when the claim under way is answered.
+            self._again[task_id] = offer
+            return None
+        if not self._ledger.take(task_id, offer.requirements):
             return None
         self._own_keys.claiming.add(task_id)
         return offer
@@ -196,11 +206,14 @@ class Claimer:
             [seen for _, seen in waiting], self._identity, now=now, timeout_s=CLAIM_TIMEOUT_S
         )
         unknown: list[tuple[Offer, Versioned]] = []
+        refused: list[Offer] = []
+        refusal: StoreError | None = None
         for (offer, seen), answer in zip(waiting, answers, strict=True):
             if isinstance(answer, OutcomeUnknown):
                 unknown.append((offer, seen))
             elif isinstance(answer, StoreError):
-                await self._try_later([offer], answer)
+                refused.append(offer)
+                refusal = answer
             elif answer is None:
                 self._lost(offer)
             else:
@@ -208,27 +221,37 @@ class Claimer:
         if unknown:
             log.warning("%d claims are not settled yet, sending them again", len(unknown))
         self.look()
+        if refusal is not None:
+            await self._try_later(refused, refusal)
         return unknown
 
     def _won(self, offer: Offer, claim: Claim) -> None:
         self._settle(offer)
+        self._again.pop(offer.task_id, None)
         self._starts.add(time.monotonic())
         self._own_keys.claimed(claim)
 
     def _lost(self, offer: Offer) -> None:
         """Another was faster, or it was canceled; or it is ours since before, and an old listing showed it again."""
-        self._settle(offer)
-        if offer.task_id not in self._runner.runs:
-            self._ledger.release(offer.task_id)
+        self._drop(offer)
         self.look()
+
+    def _drop(self, offer: Offer) -> None:
+        self._settle(offer)
+        run = self._runner.runs.get(offer.task_id)
+        if run is None or not run.holds_reservation:
+            self._ledger.release(offer.task_id)
+        again = self._again.pop(offer.task_id, None)
+        if again is not None:
+            now = time.monotonic()
+            self._view.add(again.task_id, again.requirements, now=now, age_s=again.age_s(now))
 
     async def _try_later(self, offers: Sequence[Offer], error: StoreError) -> None:
         log.warning("%d tasks could not be claimed, trying again: %s", len(offers), error)
         await asyncio.sleep(RETRY_DELAY_S)
         now = time.monotonic()
         for offer in offers:
-            self._settle(offer)
-            self._ledger.release(offer.task_id)
+            self._drop(offer)
             self._view.add(offer.task_id, offer.requirements, now=now, age_s=offer.age_s(now))
         self.look()
 

@@ -161,7 +161,7 @@ class DataDir:
         return self.path / "incarnation.json"
 
     def find_incarnation(self) -> Incarnation | None:
-        """The last run that did not end in order; None where there is none, or where it cannot be read (a lease
+        """The last run; None where there was none, or where it cannot be read (a lease
         that is not revoked runs out by itself, so that nothing is lost but seconds). Raises DataDirError (disk)."""
         try:
             fields = json.loads(self._incarnation.read_bytes())
@@ -184,13 +184,6 @@ class DataDir:
         """Durable when it returns. Raises DataDirError; then the old one is still there."""
         try:
             write_atomic(self._incarnation, json.dumps(asdict(incarnation), indent=2).encode() + b"\n")
-        except OSError as error:
-            raise DataDirError(_explain(self._incarnation, error)) from error
-
-    def clear_incarnation(self) -> None:
-        """At the end of a stop in order: there is nothing to clear up. Raises DataDirError."""
-        try:
-            self._incarnation.unlink(missing_ok=True)
         except OSError as error:
             raise DataDirError(_explain(self._incarnation, error)) from error
 

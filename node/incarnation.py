@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 #: At a stop: how long claims under way may take to be answered, and the last ends to be written.
 CLAIMS_END_MAX_S = 5.0
 LAST_WRITES_MAX_S = 5.0
+#: For the spawner to kill everything, before it is killed itself.
+FENCE_MAX_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class Incarnation:
             lost = group.create_task(self._session.wait_lost(), name="session")
             stopping = group.create_task(stop.wait(), name="stop")
             await asyncio.wait([lost, stopping], return_when=asyncio.FIRST_COMPLETED)
-            self.is_draining = True
+            self.is_draining = self.runner.is_closing = True
             no_claims.set()
             # Claims under way are answered first: what they win is given back too.
             await asyncio.wait([claims, lost], timeout=CLAIMS_END_MAX_S, return_when=asyncio.FIRST_COMPLETED)
@@ -111,9 +113,9 @@ class Incarnation:
                 await self._drain(lost, hurry)
             why = lost.result() if lost.done() else None
             if why is not None:
-                await self._discard(why)
+                await self._discard(why, hurry)
             over.set()
-            for task in (claims, lost, stopping, *duties, *([runs] if why is not None else [])):
+            for task in (claims, lost, stopping, *duties, *([runs] if self.runner.is_lost else [])):
                 task.cancel()
         return why
 
@@ -125,31 +127,51 @@ class Incarnation:
         log.info("stopping: giving back %d tasks, waiting for %d", again, len(runner.runs) - again)
         runner.give_back_all(self._may_run_again)
         idle = asyncio.create_task(runner.wait_idle(), name="idle")
+        gone = asyncio.create_task(runner.wait_gone(), name="gone")
         hurried = asyncio.create_task(hurry.wait(), name="hurry")
         try:
-            await _first_of(idle, hurried, lost, timeout_s=self._around.stop_wait_s)
-            if not idle.done() and not lost.done():
+            await _first_of(gone, hurried, lost, timeout_s=self._around.stop_wait_s)
+            if not gone.done() and not lost.done():
                 runner.give_back_all(lambda _: True)
-                await _first_of(idle, hurried, lost, timeout_s=None)
+                await _first_of(gone, hurried, lost, timeout_s=None)
                 runner.kill_all()
-                await _first_of(idle, lost, timeout_s=LAST_WRITES_MAX_S)
+                await _first_of(gone, lost, timeout_s=LAST_WRITES_MAX_S)
+            # Only the writing of ends is left: where etcd does not take them, the next start requeues.
+            await _first_of(idle, lost, timeout_s=LAST_WRITES_MAX_S)
             if not idle.done():
                 runner.is_lost = True
         finally:
             idle.cancel()
+            gone.cancel()
             hurried.cancel()
-            await asyncio.wait([idle, hurried])
+            await asyncio.wait([idle, gone, hurried])
 
     @staticmethod
     def _may_run_again(task: Task) -> bool:
         return may_run_again(task, started=True)
 
-    async def _discard(self, why: str) -> None:
-        """Returns when no process of this incarnation is left."""
+    @property
+    def is_gone(self) -> bool:
+        """No process of it is left, so that its lease may be revoked."""
+        return self.runner.is_gone
+
+    async def _discard(self, why: str, hurry: asyncio.Event) -> None:
+        """Returns when no process of this incarnation is left, or in a hurry: then the spawner's end kills."""
         log.error("node=%s lost its lease: %s; killing %d tasks", self.identity.node_id, why, len(self.runner.runs))
         self.runner.is_lost = True
         self._around.spawner.fence()
-        await self.runner.wait_gone()
+        gone = asyncio.create_task(self.runner.wait_gone(), name="gone")
+        hurried = asyncio.create_task(hurry.wait(), name="hurry")
+        try:
+            await _first_of(gone, hurried, timeout_s=FENCE_MAX_S)
+            if not gone.done() and not hurried.done():
+                # A spawner that is stopped does not hear of the fence. The next one ends what it leaves.
+                self._around.spawner.kill()
+                await _first_of(gone, hurried, timeout_s=None)
+        finally:
+            gone.cancel()
+            hurried.cancel()
+            await asyncio.wait([gone, hurried])
 
 
 async def _first_of(*tasks: asyncio.Task[Any], timeout_s: float | None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from etcd.errors import StoreError
 from etcd.identity import Identity
+from node.datadir import DataDirError
 from node.incarnation import Incarnation, Surroundings
 from node.session import Session
 
@@ -50,7 +51,8 @@ class Lives:
                 why = await incarnation.live(stop, hurry)
             finally:
                 self.current = None
-                await self._close()
+                # While a process of it may live, the lease must run out by itself: the fence kills before that.
+                await self._close(revoke=incarnation.is_gone)
             if why is not None:
                 log.warning("node=%s is over (%s); coming back as another", incarnation.identity.node_id, why)
         await self._close()
@@ -63,7 +65,11 @@ class Lives:
             await session.close()
             raise
         self._session = session
-        self._on_begin(session, identity)
+        try:
+            self._on_begin(session, identity)
+        except BaseException:
+            await self._close()
+            raise
         self.current = Incarnation(self._around, session, identity)
         return self.current
 
@@ -72,13 +78,13 @@ class Lives:
         while not stop.is_set():
             try:
                 return await self._open()
-            except StoreError as error:
+            except (StoreError, DataDirError) as error:
                 log.warning("no new lease yet, trying again: %s", error)
                 await asyncio.sleep(OPEN_RETRY_S)
         return None
 
-    async def _close(self) -> None:
+    async def _close(self, *, revoke: bool = True) -> None:
         """Revokes the lease: peers see at once that this incarnation is over."""
         if self._session is not None:
-            await self._session.close()
+            await self._session.close(revoke)
             self._session = None

@@ -205,8 +205,15 @@ class LogReader:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._offset = 0
+        self._end: int | None = None
+
+    def end_here(self) -> None:
+        """What is written from now on is not read: the file of a task that writes on has no end."""
+        self._end = os.fstat(self._fd).st_size
 
     def read(self, size: int = CHUNK_BYTES) -> bytes:
+        if self._end is not None:
+            size = max(0, min(size, self._end - self._offset))
         data = os.pread(self._fd, size, self._offset)
         if not data and os.fstat(self._fd).st_size < self._offset:
             self._offset = 0  # the task cut its own output off: what it wrote since is new

@@ -16,6 +16,7 @@ from etcd.identity import Identity
 from etcd.port import Etcd, Event
 from etcd.store import Claim, TaskStore
 from etcd.watch import Listing, list_and_watch
+from node.core.errors import IllegalTransition
 from node.core.model import Outcome, Reason
 from node.core.reconcile import Action, Adopt, Belief, CheckCancel, Forget, GiveBack, Phase, RunningKey, reconcile
 from node.outcomes import StopWhy
@@ -37,49 +38,56 @@ class OwnKeys:
         self._identity = identity
         #: Tasks whose claim was sent and is not answered: the claimer's to settle.
         self.claiming: set[str] = set()
-        #: Keys touched before we held their task: the cancel came before the claim's own answer.
-        self._touched: set[str] = set()
+        #: Keys touched before we held their task, with their version: the cancel came before the claim's own answer.
+        self._touched: dict[str, int] = {}
+        #: Owns looks at records; None: not running.
+        self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
         """Ends when cancelled."""
         async with asyncio.TaskGroup() as group:
+            self._group = group
             group.create_task(self._follow(), name="own keys")
             group.create_task(self._tick(), name="reconcile")
 
     async def _follow(self) -> None:
         async for news in list_and_watch(self._etcd, keys.running_of(self._identity.node_id), keys_only=True):
             if isinstance(news, Listing):
+                self._touched.clear()
                 await self._reconcile_quietly()
                 continue
             for event in news.events:
                 self._take_in(event)
 
     def _take_in(self, event: Event) -> None:
-        try:
-            task_id = keys.parse_index_key(event.kv.key).task_id
-        except RecordCorrupt as error:
-            log.error("ignored: %s", error)  # noqa: TRY400  (a stranger's key, no defect of ours)
-            return
+        index = keys.find_index_key(event.kv.key)
+        if index is None:
+            return  # a stranger's key
         if event.is_delete:
-            self._touched.discard(task_id)
-        elif event.kv.version > 1 and not self._cancel(task_id):
-            self._touched.add(task_id)
-
-    def _cancel(self, task_id: str) -> bool:
-        """Somebody asked for its cancel: the running key was written again. False: it is not held here yet."""
-        run = self._runner.runs.get(task_id)
-        if run is None:
-            return False
-        log.info("task=%s attempt=%d cancel requested", task_id, run.task.attempt)
-        run.ask_stop(StopWhy.CANCEL)
-        return True
+            self._touched.pop(index.task_id, None)
+        elif event.kv.version > 1:
+            if index.task_id in self._runner.runs:
+                self._look_at(index.task_id, event.kv.version)
+            else:
+                self._touched[index.task_id] = event.kv.version
 
     def claimed(self, claim: Claim) -> None:
-        """A claim was won: its task starts, unless its cancel is there already."""
+        """A claim was won: its task starts, and is ended again if its cancel is there already."""
         self._runner.adopt(claim)
-        if claim.task.id in self._touched:
-            self._touched.discard(claim.task.id)
-            self._cancel(claim.task.id)
+        version = self._touched.pop(claim.task.id, None)
+        if version is not None:
+            self._look_at(claim.task.id, version)
+
+    def _look_at(self, task_id: str, version: int) -> None:
+        """The running key was written again, which is how a cancel request shows. The record tells."""
+        if self._group is not None:
+            self._group.create_task(self._check_cancel_quietly(task_id, version), name="look at a cancel")
+
+    async def _check_cancel_quietly(self, task_id: str, version: int) -> None:
+        try:
+            await self._check_cancel(task_id, version)
+        except StoreError as error:
+            log.warning("task=%s was touched and cannot be read, left to the next comparison: %s", task_id, error)
 
     async def _tick(self) -> None:
         while True:
@@ -98,7 +106,10 @@ class OwnKeys:
         shown, revision = await self._store.running_of(self._identity.node_id)
         listed = [RunningKey(task_id, kv.create_revision, kv.version) for task_id, kv in shown]
         for action in reconcile(listed, self._beliefs(), revision=revision):
-            await self._act(action)
+            try:
+                await self._act(action)
+            except (RecordCorrupt, IllegalTransition) as error:
+                log.error("%s: %s", action, error)  # noqa: TRY400  (told, and tried again at the next tick)
 
     def _beliefs(self) -> dict[str, Belief]:
         beliefs = {task_id: Belief(Phase.CLAIMING) for task_id in self.claiming}
@@ -126,6 +137,7 @@ class OwnKeys:
             return
         run.version_checked = version
         if seen.task.cancel_requested:
+            log.info("task=%s attempt=%d cancel requested", task_id, run.task.attempt)
             run.ask_stop(StopWhy.CANCEL)
 
     async def _give_back(self, task_id: str, fence_revision: int) -> None:

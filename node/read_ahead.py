@@ -43,6 +43,11 @@ class ReadAhead:
         self._held.pop(task_id, None)
         self._reading.discard(task_id)
 
+    def clear(self) -> None:
+        """Events may have been missed."""
+        self._held.clear()
+        self._reading.clear()
+
     def wanted(self) -> Sequence[str]:
         """What to read next, oldest first; empty while enough is here, or the queue is short."""
         if self._reading or len(self._held) > LOW or len(self._view) < 2:

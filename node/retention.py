@@ -83,8 +83,8 @@ class Retention:
         listed: list[Listed] = []
         for result in await self._list():
             # Kept apart from the values: two statuses never have the same task.
-            oldest = {_ended(kv): kv for kv in result.kvs}
-            listed.append(Listed(list(oldest), result.count))
+            oldest = {ended: kv for kv in result.kvs if (ended := _ended(kv)) is not None}
+            listed.append(Listed(list(oldest), result.count - (len(result.kvs) - len(oldest))))
             found |= oldest
         due = to_forget(listed, self._limits, now=self._clock())
         forgotten = 0
@@ -127,6 +127,8 @@ class Retention:
         return gone
 
 
-def _ended(kv: KeyValue) -> Ended:
-    index = keys.parse_index_key(kv.key)
+def _ended(kv: KeyValue) -> Ended | None:
+    index = keys.find_index_key(kv.key)
+    if index is None:
+        return None
     return Ended(index.epoch_s or 0, index.task_id)

@@ -21,12 +21,13 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from etcd.errors import NoSpace, OutcomeUnknown, StoreUnavailable
+from etcd.errors import NoSpace, OutcomeUnknown, StoreError, StoreUnavailable
 from etcd.store import Claim, TaskStore
 from isolation.client import Sandbox
 from isolation.errors import SandboxFailed, SpawnerDied
 from isolation.spec import BindMount, Limits, SandboxSpec
 from node.admission import Admission
+from node.core.errors import IllegalTransition
 from node.core.model import Network, Outcome, Reason, Task
 from node.core.reconcile import Phase
 from node.core.requirements import Ledger
@@ -133,6 +134,10 @@ class Runner:
         self.paused_until = 0.0
         #: The lease is gone: nothing is written any more (the guards would refuse it), only waited for.
         self.is_lost = False
+        #: The node stops: what is adopted from now on is given back and not started.
+        self.is_closing = False
+        #: A run was cancelled while its processes may have lived.
+        self._dropped = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Owns the runs until `stop` is set and the last one has ended; cancelled, it drops them all."""
@@ -157,6 +162,8 @@ class Runner:
         self._alive += 1
         if claim.task.cancel_requested:
             run.ask_stop(StopWhy.CANCEL)
+        elif self.is_closing:
+            run.ask_stop(StopWhy.GIVE_BACK)
         self._group.create_task(self._run(run, known), name=f"run {claim.task.id}")
         return run
 
@@ -170,6 +177,11 @@ class Runner:
     def unstarted(self) -> int:
         """Claims won whose sandbox is not started yet."""
         return self._unstarted
+
+    @property
+    def is_gone(self) -> bool:
+        """No process of any run is left, and that is known."""
+        return all(not run.holds_reservation for run in self.runs.values()) and not self._dropped
 
     async def wait_gone(self) -> None:
         """Returns when no process of any run is left."""
@@ -190,7 +202,11 @@ class Runner:
             # Our own give back was applied, and the task claimed here again, before its answer came.
             await earlier.over.wait()
         try:
-            verdict, outcome = await self._attempt(run)
+            try:
+                verdict, outcome = await self._attempt(run)
+            except BaseException:
+                self._dropped = True
+                raise
             self._release(run)
             run.phase = Phase.ENDING
             await self._settle_log(run.task)
@@ -218,6 +234,7 @@ class Runner:
         if run.phase is Phase.HELD:
             self._unstarted -= 1
             run.phase = Phase.RUNNING
+            self.on_change()  # the claim window has room again
 
     async def _attempt(self, run: Run) -> tuple[Verdict, Outcome]:
         """Runs the command; returns when no process of it is left."""
@@ -294,7 +311,12 @@ class Runner:
         async def once() -> Task | None:
             return await write(run.claim, outcome, started_at=run.started_at, now=now, timeout_s=WRITE_TIMEOUT_S)
 
-        after = await self._until_answered(once, f"{verdict.value} of task {run.task.id}")
+        try:
+            after = await self._until_answered(once, f"{verdict.value} of task {run.task.id}")
+        except (StoreError, IllegalTransition) as error:
+            # Refused for good: the record is damaged. That must not take the other runs down.
+            log.error("task=%s its end cannot be written: %s", run.task.id, error)  # noqa: TRY400  (told)
+            return
         log.info(
             "task=%s attempt=%d fence=%d %s: %s",
             run.task.id,

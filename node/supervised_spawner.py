@@ -7,7 +7,10 @@ A new spawner kills and removes whatever the last one left, frozen sandboxes too
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import signal
 import threading
 
 from isolation.client import Sandbox, Spawner, SpawnerConfig
@@ -27,6 +30,8 @@ class SupervisedSpawner:
     def __init__(self, config: SpawnerConfig) -> None:
         self._config = config
         self._spawner: Spawner | None = None
+        #: Of the newest one; outlives it.
+        self._report: HostReport | None = None
         self._up = asyncio.Event()
         #: The newest fence deadline, for the next spawner; guarded: the session's thread writes it.
         self._deadline_s: float | None = None
@@ -34,7 +39,9 @@ class SupervisedSpawner:
 
     @property
     def report(self) -> HostReport:
-        return self._current.report
+        if self._report is None:
+            raise SpawnerDied("the spawner was never started")
+        return self._report
 
     @property
     def pid(self) -> int | None:
@@ -76,7 +83,9 @@ class SupervisedSpawner:
                 return
 
     async def _start_one(self) -> None:
-        spawner = await Spawner.start(self._config)
+        # `on_died` is called before anybody who waits for a sandbox hears of the death.
+        spawner = await Spawner.start(self._config, on_died=lambda _: self._up.clear())
+        self._report = spawner.report
         with self._lock:
             self._spawner = spawner
             if self._deadline_s is not None:
@@ -105,6 +114,14 @@ class SupervisedSpawner:
         """The lease is known lost: kills every sandbox. Their runs report that the fence ended them."""
         if self._spawner is not None:
             self._spawner.fence()
+
+    def kill(self) -> None:
+        """It does not do what it should: SIGKILL. Its sandboxes die with it, and `run` starts another."""
+        pid = self.pid
+        if pid is not None:
+            log.error("spawner (pid %d) does not answer: killing it", pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     async def close(self) -> None:
         if self._spawner is not None:

@@ -18,6 +18,7 @@ from etcd.identity import Identity
 from etcd.port import Etcd, KeyValue, WatchBatch
 from etcd.store import TaskStore
 from etcd.watch import Listing, list_and_watch
+from node.core.errors import IllegalTransition
 from node.core.model import Capacity
 from node.core.sweep import Orphan, plan_sweep
 
@@ -60,9 +61,7 @@ class Sweeper:
                 self._look.set()
             for event in news.events if isinstance(news, WatchBatch) else ():
                 if event.is_delete:
-                    log.info("node=%s is gone", event.kv.key.decode().removeprefix("/node/"))
-                    self.nodes.pop(keys.parse_node(event.kv.key), None)
-                    self._look.set()
+                    self._take_out(event.kv.key)
                 else:
                     self._take_in(event.kv)
             self.on_nodes(self.nodes)
@@ -74,6 +73,15 @@ class Sweeper:
             log.error("ignored: %s", error)  # noqa: TRY400  (a stranger's key, no defect of ours)
         else:
             self.nodes[node.id] = node.capacity
+
+    def _take_out(self, key: bytes) -> None:
+        try:
+            node_id = keys.parse_node(key)
+        except RecordCorrupt:
+            return  # never was a node
+        log.info("node=%s is gone", node_id)
+        self.nodes.pop(node_id, None)
+        self._look.set()
 
     async def _sweep_on_demand(self) -> None:
         while True:
@@ -102,6 +110,12 @@ class Sweeper:
         return TICK_S if plan.look_again_after_s is None else min(TICK_S, plan.look_again_after_s)
 
     async def _requeue(self, orphan: Orphan) -> None:
-        after = await self._store.requeue(orphan.task_id, orphan.node_id, now=time.time(), timeout_s=REQUEUE_TIMEOUT_S)
+        try:
+            after = await self._store.requeue(
+                orphan.task_id, orphan.node_id, now=time.time(), timeout_s=REQUEUE_TIMEOUT_S
+            )
+        except (RecordCorrupt, IllegalTransition) as error:
+            log.error("task=%s cannot be requeued: %s", orphan.task_id, error)  # noqa: TRY400  (told, and tried again)
+            return
         if after is not None:
             log.info("task=%s requeued from node=%s, now %s", orphan.task_id, orphan.node_id, after.status.value)
