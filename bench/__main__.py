@@ -1,6 +1,6 @@
 """`make bench`: measures one node and writes the table into docs/benchmarks.md between its markers.
 
-    python -m bench [--many N] [--no-write]
+python -m bench [--many N] [--no-write]
 """
 
 from __future__ import annotations
