@@ -25,7 +25,7 @@ from etcd.errors import NoSpace, OutcomeUnknown, StoreError, StoreUnavailable
 from etcd.store import Claim, TaskStore
 from isolation.client import Sandbox
 from isolation.errors import SandboxFailed, SpawnerDied
-from isolation.spec import BindMount, Limits, SandboxSpec
+from isolation.spec import SCRATCH_DIR, BindMount, Limits, SandboxSpec
 from node.admission import Admission
 from node.core.errors import IllegalTransition
 from node.core.model import Network, Outcome, Reason, Task
@@ -369,6 +369,7 @@ def sandbox_spec(task: Task, claim: Claim, context: RunContext) -> SandboxSpec:
     spec, needs = task.spec, task.spec.requirements
     env = {
         "PATH": DEFAULT_PATH,
+        "HOME": SCRATCH_DIR,
         **spec.env,
         "PILFER_TASK_ID": task.id,
         "PILFER_ATTEMPT": str(task.attempt),

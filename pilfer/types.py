@@ -238,8 +238,11 @@ class Task:
 
     @property
     def started_at(self) -> datetime | None:
-        """When the newest attempt started."""
-        return self.attempts[-1].started_at if self.attempts else None
+        """When the newest attempt started; while it runs, when it was claimed, which is a moment before."""
+        if not self.attempts:
+            return None
+        newest = self.attempts[-1]
+        return newest.started_at or (newest.claimed_at if self.status is Status.RUNNING else None)
 
     @property
     def succeeded(self) -> bool:

@@ -149,26 +149,6 @@ def test_validate_only_stores_nothing(stub: Stub) -> None:
     assert violations(refused(lambda: submit(stub, spec(command=""), validate_only=True)))
 
 
-def test_a_hundred_thousand_specs_in_one_call(stub: Stub, node: LiveNode) -> None:
-    # Too large for this node, so that they stay queued: what is measured is that the call is taken whole.
-    big = spec(requirements=NEEDS(cpu=1000.0), labels={"lot": "many"})
-    ids = submit_in_one_call(stub, big, 100_000)
-    assert len(set(ids)) == 100_000
-    # The node answers others meanwhile and afterwards.
-    assert node.cli("run", "--", "echo", "alive").stdout == "alive\n"
-    some = [ids[0], ids[50_000], ids[-1]]
-    tasks = stub.Status(tasks_pb2.StatusRequest(ids=some), timeout=30).tasks
-    assert {task.status for task in tasks} == {records_pb2.TASK_STATUS_QUEUED}
-    for start in range(0, len(ids), 10_000):
-        results = stub.Cancel(tasks_pb2.CancelRequest(ids=ids[start : start + 10_000]), timeout=60).results
-        assert {result.step for result in results} == {tasks_pb2.CANCEL_STEP_CANCELED}
-
-
-def submit_in_one_call(stub: Stub, one: records_pb2.TaskSpec, count: int) -> list[str]:
-    request = tasks_pb2.SubmitRequest(tasks=[tasks_pb2.NewTask(spec=one)] * count)
-    return list(stub.Submit(request, timeout=110).ids)
-
-
 def test_a_call_over_the_size_limit_is_refused_with_its_code(stub: Stub) -> None:
     large = spec(args=["x" * 100_000] * 9)
     error = refused(lambda: submit(stub, *[large] * 80))
