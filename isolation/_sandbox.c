@@ -147,7 +147,7 @@ static _Noreturn void command(struct launch *l)
     int wanted = 0;
 
     raw(SYS_setsid, 0, 0, 0, 0, 0, 0);
-    for (int signal = 1; signal < 32; signal++)
+    for (int signal = 1; signal <= 64; signal++) /* real-time ones too */
         raw(SYS_rt_sigaction, signal, (long)&by_default, 0, KERNEL_SIGSET_BYTES, 0, 0);
     raw(SYS_rt_sigprocmask, SIG_SETMASK, (long)&none, 0, KERNEL_SIGSET_BYTES, 0, 0);
     for (int i = 0; l->paths[i]; i++) {
