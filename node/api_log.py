@@ -15,9 +15,9 @@ from typing import Any
 import grpc
 
 from etcd import codec, keys
-from etcd.port import Etcd, KeyRange
+from etcd.errors import Compacted
+from etcd.port import Etcd, KeyRange, KeyValue, Range
 from etcd.store import Versioned
-from etcd.watch import Listing, list_and_watch
 from node.api import TaskCalls
 from node.api_errors import ApiError, invalid, not_found, streams
 from node.core.model import Attempt, Task
@@ -131,7 +131,7 @@ class RecordFollower:
 
     def __init__(self, etcd: Etcd, seen: Versioned) -> None:
         self._etcd = etcd
-        self._seen = seen
+        self._revision = seen.mod_revision
         self.task = seen.task
         self._changed = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
@@ -148,22 +148,30 @@ class RecordFollower:
             await asyncio.wait([self._watching])
 
     async def _watch(self) -> None:
-        key = KeyRange(keys.task(self.task.id))
-        async with contextlib.aclosing(list_and_watch(self._etcd, key)) as news:
-            async for one in news:
-                if isinstance(one, Listing):
-                    if not one.kvs:
+        key = keys.task(self.task.id)
+        while not over(self.task):
+            with contextlib.suppress(Compacted):  # away for too long: looks anew
+                # Read once the watch stands, not watched from where it was read: see `node/api_watch.py`.
+                async with self._etcd.watch([KeyRange(key)]) as batches:
+                    found = await self._etcd.range(Range(key))
+                    if not found.kvs:
                         raise not_found(self.task.id)
-                    kvs = list(one.kvs)
-                else:
-                    if any(event.is_delete for event in one.events):
-                        raise not_found(self.task.id)
-                    kvs = [event.kv for event in one.events]
-                for kv in kvs:
-                    self.task = codec.decode_task(kv.key, kv.value)
-                    self._changed.set()
+                    self._take_in(found.kvs[0])
                     if over(self.task):
                         return
+                    async for batch in batches:
+                        for event in batch.events:
+                            if event.is_delete:
+                                raise not_found(self.task.id)
+                            self._take_in(event.kv)
+                        if over(self.task):
+                            return
+
+    def _take_in(self, kv: KeyValue) -> None:
+        if kv.mod_revision > self._revision:
+            self._revision = kv.mod_revision
+            self.task = codec.decode_task(kv.key, kv.value)
+            self._changed.set()
 
     def is_over(self, number: int) -> bool:
         """Whether every process of that attempt is known to be gone."""

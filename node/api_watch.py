@@ -48,14 +48,7 @@ class WatchCall:
         if start is not None and start < 1:
             raise invalid([Violation("from_revision", "must be 1 or more")])
         labels = dict(request.labels)
-        present: list[tasks_pb2.WatchResponse] = []
-        if start is None:
-            present, revision = await self._present(list(request.ids))
-            start = revision + 1
-
-        newest = {response.task.id: response.revision for response in present}
-        if request.ended_only:
-            present = [response for response in present if _has_ended(response)]
+        newest: dict[str, int] = {}
 
         def is_wanted(response: tasks_pb2.WatchResponse) -> bool:
             task = response.task
@@ -65,8 +58,20 @@ class WatchCall:
                 return True
             return (_has_ended(response) or not request.ended_only) and labels.items() <= dict(task.spec.labels).items()
 
+        has_present = bool(wanted_ids) and start is None
+        if start is None and not has_present:
+            start = await self._revision() + 1
         async with self._etcd.watch(_ranges(wanted_ids), start_revision=start) as batches:
-            ready = tasks_pb2.WatchResponse(ready=True, revision=start)
+            present: list[tasks_pb2.WatchResponse] = []
+            if has_present:
+                # Read once the watch stands: a watch from a revision that has passed is served only every 100 ms
+                # (etcd's unsynced watchers), which a short task would wait for. What is told twice is left out.
+                present, read_at = await self._present(list(request.ids))
+                start = read_at + 1
+                newest = {response.task.id: response.revision for response in present}
+                if request.ended_only:
+                    present = [response for response in present if _has_ended(response)]
+            ready = tasks_pb2.WatchResponse(ready=True, revision=start or 0)
             for response in (*present, ready) if request.ended_only else (ready, *present):
                 yield response
             async for batch in batches:
@@ -75,12 +80,12 @@ class WatchCall:
                     if told is not None and is_wanted(told):
                         yield told
 
+    async def _revision(self) -> int:
+        """etcd's newest; by a read of a key that is never there."""
+        return (await self._etcd.range(Range(keys.all_tasks().key, keys_only=True))).revision
+
     async def _present(self, wanted: Sequence[str]) -> tuple[list[tasks_pb2.WatchResponse], int]:
-        """The state of each id, in their order, and the oldest revision at which one was read (without ids, the newest
-        revision)."""
-        if not wanted:
-            # A read of a key that is never there: for etcd's revision alone.
-            return [], (await self._etcd.range(Range(keys.all_tasks().key, keys_only=True))).revision
+        """The state of each id, in their order, and the oldest revision at which one was read."""
         found: list[tasks_pb2.WatchResponse] = []
         oldest: int | None = None
         for start in range(0, len(wanted), READS_AT_ONCE):
