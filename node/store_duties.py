@@ -28,7 +28,7 @@ class StoreDuties:
             return None
         return (
             "the cluster's database is over 80 % of its quota; nothing new is stored until finished tasks are "
-            "deleted. Try again later, or change retention_count, retention_age_s or etcd_quota_bytes"
+            "deleted. Try again later, or change retention_count, retention_age or etcd_quota"
         )
 
     async def run(self) -> None:

@@ -56,10 +56,6 @@ class Place:
         return (1 + self.rank(point)).bit_length() - 1
 
 
-#: The circle of a node that is alone.
-ALONE = Place(count=1, start=0, weight=1, total=1)
-
-
 class Peers:
     """The live nodes as this node sees them, itself always among them. Immutable."""
 
