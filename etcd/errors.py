@@ -47,3 +47,7 @@ class LeaseNotFound(StoreError):  # noqa: N818
 
 class RecordCorrupt(StoreError):  # noqa: N818
     """A key or a record cannot be read, or they disagree."""
+
+
+class MembershipRefused(StoreError):  # noqa: N818
+    """etcd does not change its members now (unhealthy, too many learners, not in sync); nothing was changed."""

@@ -100,6 +100,25 @@ def duty_key(name: str) -> bytes:
     return cluster_key("duty", name)
 
 
+def drained_key(host_id: str) -> bytes:
+    """There while the node of this host claims nothing."""
+    return b"%bdrained/%b" % (_CLUSTER, _id(host_id))
+
+
+def removed_key(host_id: str) -> bytes:
+    """There when this host may not come back."""
+    return b"%bremoved/%b" % (_CLUSTER, _id(host_id))
+
+
+def token_key(token_id: str) -> bytes:
+    return b"%btokens/%b" % (_CLUSTER, _id(token_id))
+
+
+def voters_key() -> bytes:
+    """Written after every change of etcd's members: who watches it looks at the member list again."""
+    return cluster_key("voters")
+
+
 def index_key(task: Task) -> bytes:
     """The one index key that this record must have."""
     if task.status is Status.QUEUED:
@@ -154,6 +173,27 @@ def terminal(status: Status, *, until_s: float | None = None) -> KeyRange:
     return KeyRange(prefix, b"%b%012d/" % (prefix, min(max(int(until_s), 0), EPOCH_END - 1)))
 
 
+def all_hosts() -> KeyRange:
+    return _below("hosts")
+
+
+def all_drained() -> KeyRange:
+    return _below("drained")
+
+
+def all_removed() -> KeyRange:
+    return _below("removed")
+
+
+def all_tokens() -> KeyRange:
+    return _below("tokens")
+
+
+def _below(part: str) -> KeyRange:
+    prefix = b"%b%b" % (_CLUSTER, part.encode())
+    return KeyRange(prefix + b"/", prefix + b"0")
+
+
 def find_tasks(id_prefix: str) -> KeyRange | None:
     """The records whose id begins with this text; None where no id can."""
     if not id_prefix:
@@ -191,6 +231,14 @@ def parse_node(key: bytes) -> str:
     if not key.startswith(_NODE):
         raise _corrupt(key)
     return _parse_id(key, key[len(_NODE) :])
+
+
+def parse_cluster_id(key: bytes) -> str:
+    """The last part of a key of hosts, drained, removed or tokens: an id."""
+    parts = key.split(b"/")
+    if not key.startswith(_CLUSTER) or len(parts) != 4:
+        raise _corrupt(key)
+    return _parse_id(key, parts[3])
 
 
 def parse_queued(key: bytes) -> str:

@@ -234,3 +234,21 @@ class Etcd(Protocol):
     async def disarm(self, alarm: Alarm, *, timeout_s: float = 3.0) -> None: ...
 
     async def members(self, *, timeout_s: float = 3.0) -> tuple[Member, ...]: ...
+
+    # Membership. Every change is refused while a member is unhealthy (etcd wants all of them connected for 5 s).
+
+    async def add_learner(self, peer_urls: Sequence[str], *, timeout_s: float = 5.0) -> Member:
+        """A member without a vote, to be started with these peer addresses; one learner at a time. Raises
+        MembershipRefused, OutcomeUnknown."""
+
+    async def promote(self, member_id: int, *, timeout_s: float = 5.0) -> None:
+        """Gives a learner its vote. Raises MembershipRefused while it is not in sync; also when it has it already."""
+
+    async def remove_member(self, member_id: int, *, timeout_s: float = 5.0) -> None:
+        """Also when it is gone already. Raises MembershipRefused where the quorum would be lost."""
+
+    async def update_member(self, member_id: int, peer_urls: Sequence[str], *, timeout_s: float = 5.0) -> None:
+        """Tells the cluster a voter's new peer addresses; not for learners (etcd issue 21694)."""
+
+    async def move_leader(self, member_id: int, *, timeout_s: float = 5.0) -> None:
+        """Makes this voter the leader; must be asked of the leader. Raises MembershipRefused."""

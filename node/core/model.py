@@ -182,3 +182,50 @@ class Node:
     #: HOST:PORT of --listen; empty where only the unix socket is served.
     address: str = ""
     not_enforced: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host of the cluster, whether or not its node lives: finds its logs, and holds one node per host."""
+
+    id: str
+    name: str
+    #: HOST:PORT; empty where only the unix socket was served.
+    address: str
+    #: The newest node of it.
+    node_id: str
+    version: str
+    capacity: Capacity
+    #: When its node began, ended in order, or was found gone.
+    last_seen: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """The node of a host claims nothing."""
+
+    since: float
+    #: What runs there is not given back.
+    let_finish: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A host that may not come back."""
+
+    name: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class JoinToken:
+    """What the cluster knows of a join token; the secret is in the token alone."""
+
+    id: str
+    created_at: float
+    expires_at: float
+    #: 0: any number.
+    uses: int = 0
+    #: Hosts that joined with it: a repeated join of the same host counts once.
+    used_by: tuple[str, ...] = ()
+    revoked: bool = False

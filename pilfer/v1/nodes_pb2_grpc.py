@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class NodeServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Any node answers any call; what another node must answer is asked of it.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -39,13 +40,157 @@ class NodeServiceStub:
                 request_serializer=pilfer_dot_v1_dot_nodes__pb2.ListNodesRequest.SerializeToString,
                 response_deserializer=pilfer_dot_v1_dot_nodes__pb2.ListNodesResponse.FromString,
                 _registered_method=True)
+        self.Describe = channel.unary_unary(
+                '/pilfer.v1.NodeService/Describe',
+                request_serializer=pilfer_dot_v1_dot_nodes__pb2.DescribeRequest.SerializeToString,
+                response_deserializer=pilfer_dot_v1_dot_nodes__pb2.NodeView.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/pilfer.v1.NodeService/Drain',
+                request_serializer=pilfer_dot_v1_dot_nodes__pb2.DrainRequest.SerializeToString,
+                response_deserializer=pilfer_dot_v1_dot_nodes__pb2.DrainResponse.FromString,
+                _registered_method=True)
+        self.Remove = channel.unary_unary(
+                '/pilfer.v1.NodeService/Remove',
+                request_serializer=pilfer_dot_v1_dot_nodes__pb2.RemoveRequest.SerializeToString,
+                response_deserializer=pilfer_dot_v1_dot_nodes__pb2.RemoveResponse.FromString,
+                _registered_method=True)
+        self.Why = channel.unary_unary(
+                '/pilfer.v1.NodeService/Why',
+                request_serializer=pilfer_dot_v1_dot_nodes__pb2.WhyRequest.SerializeToString,
+                response_deserializer=pilfer_dot_v1_dot_nodes__pb2.WhyResponse.FromString,
+                _registered_method=True)
+        self.CreateToken = channel.unary_unary(
+                '/pilfer.v1.NodeService/CreateToken',
+                request_serializer=pilfer_dot_v1_dot_nodes__pb2.CreateTokenRequest.SerializeToString,
+                response_deserializer=pilfer_dot_v1_dot_nodes__pb2.CreateTokenResponse.FromString,
+                _registered_method=True)
+        self.ListTokens = channel.unary_unary(
+                '/pilfer.v1.NodeService/ListTokens',
+                request_serializer=pilfer_dot_v1_dot_nodes__pb2.ListTokensRequest.SerializeToString,
+                response_deserializer=pilfer_dot_v1_dot_nodes__pb2.ListTokensResponse.FromString,
+                _registered_method=True)
+        self.RevokeToken = channel.unary_unary(
+                '/pilfer.v1.NodeService/RevokeToken',
+                request_serializer=pilfer_dot_v1_dot_nodes__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=pilfer_dot_v1_dot_nodes__pb2.RevokeTokenResponse.FromString,
+                _registered_method=True)
+        self.Invite = channel.unary_unary(
+                '/pilfer.v1.NodeService/Invite',
+                request_serializer=pilfer_dot_v1_dot_nodes__pb2.InviteRequest.SerializeToString,
+                response_deserializer=pilfer_dot_v1_dot_nodes__pb2.InviteResponse.FromString,
+                _registered_method=True)
+        self.Join = channel.unary_unary(
+                '/pilfer.v1.NodeService/Join',
+                request_serializer=pilfer_dot_v1_dot_nodes__pb2.JoinRequest.SerializeToString,
+                response_deserializer=pilfer_dot_v1_dot_nodes__pb2.JoinResponse.FromString,
+                _registered_method=True)
+        self.Contacts = channel.unary_unary(
+                '/pilfer.v1.NodeService/Contacts',
+                request_serializer=pilfer_dot_v1_dot_nodes__pb2.ContactsRequest.SerializeToString,
+                response_deserializer=pilfer_dot_v1_dot_nodes__pb2.ContactsResponse.FromString,
+                _registered_method=True)
+        self.Sign = channel.unary_unary(
+                '/pilfer.v1.NodeService/Sign',
+                request_serializer=pilfer_dot_v1_dot_nodes__pb2.SignRequest.SerializeToString,
+                response_deserializer=pilfer_dot_v1_dot_nodes__pb2.SignResponse.FromString,
+                _registered_method=True)
+        self.ShareAuthority = channel.unary_unary(
+                '/pilfer.v1.NodeService/ShareAuthority',
+                request_serializer=pilfer_dot_v1_dot_nodes__pb2.ShareAuthorityRequest.SerializeToString,
+                response_deserializer=pilfer_dot_v1_dot_nodes__pb2.ShareAuthorityResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Any node answers any call; what another node must answer is asked of it.
+    """
 
     def ListNodes(self, request, context):
+        """Every node that lives, and every host that is known and gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Describe(self, request, context):
+        """The node that is asked, alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Claims nothing more; gives its tasks back, or lets them finish. Holds over restarts until it is undone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Remove(self, request, context):
+        """Forgets a host whose node is gone, and bars its return.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Why(self, request, context):
+        """For each node: why a task does not start there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateToken(self, request, context):
+        """Join tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTokens(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Invite(self, request, context):
+        """A certificate with which a command line elsewhere may talk to the cluster.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Join(self, request, context):
+        """The only call that a join token is good for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Contacts(self, request, context):
+        """For nodes: where the cluster is, answered from what the node knows, also without a quorum.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Sign(self, request, context):
+        """For nodes: signs a certificate; FAILED_PRECONDITION where the authority's key is not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShareAuthority(self, request, context):
+        """For nodes that are to become voters: the authority's key.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -58,6 +203,66 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     request_deserializer=pilfer_dot_v1_dot_nodes__pb2.ListNodesRequest.FromString,
                     response_serializer=pilfer_dot_v1_dot_nodes__pb2.ListNodesResponse.SerializeToString,
             ),
+            'Describe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=pilfer_dot_v1_dot_nodes__pb2.DescribeRequest.FromString,
+                    response_serializer=pilfer_dot_v1_dot_nodes__pb2.NodeView.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=pilfer_dot_v1_dot_nodes__pb2.DrainRequest.FromString,
+                    response_serializer=pilfer_dot_v1_dot_nodes__pb2.DrainResponse.SerializeToString,
+            ),
+            'Remove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remove,
+                    request_deserializer=pilfer_dot_v1_dot_nodes__pb2.RemoveRequest.FromString,
+                    response_serializer=pilfer_dot_v1_dot_nodes__pb2.RemoveResponse.SerializeToString,
+            ),
+            'Why': grpc.unary_unary_rpc_method_handler(
+                    servicer.Why,
+                    request_deserializer=pilfer_dot_v1_dot_nodes__pb2.WhyRequest.FromString,
+                    response_serializer=pilfer_dot_v1_dot_nodes__pb2.WhyResponse.SerializeToString,
+            ),
+            'CreateToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateToken,
+                    request_deserializer=pilfer_dot_v1_dot_nodes__pb2.CreateTokenRequest.FromString,
+                    response_serializer=pilfer_dot_v1_dot_nodes__pb2.CreateTokenResponse.SerializeToString,
+            ),
+            'ListTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokens,
+                    request_deserializer=pilfer_dot_v1_dot_nodes__pb2.ListTokensRequest.FromString,
+                    response_serializer=pilfer_dot_v1_dot_nodes__pb2.ListTokensResponse.SerializeToString,
+            ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=pilfer_dot_v1_dot_nodes__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=pilfer_dot_v1_dot_nodes__pb2.RevokeTokenResponse.SerializeToString,
+            ),
+            'Invite': grpc.unary_unary_rpc_method_handler(
+                    servicer.Invite,
+                    request_deserializer=pilfer_dot_v1_dot_nodes__pb2.InviteRequest.FromString,
+                    response_serializer=pilfer_dot_v1_dot_nodes__pb2.InviteResponse.SerializeToString,
+            ),
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=pilfer_dot_v1_dot_nodes__pb2.JoinRequest.FromString,
+                    response_serializer=pilfer_dot_v1_dot_nodes__pb2.JoinResponse.SerializeToString,
+            ),
+            'Contacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.Contacts,
+                    request_deserializer=pilfer_dot_v1_dot_nodes__pb2.ContactsRequest.FromString,
+                    response_serializer=pilfer_dot_v1_dot_nodes__pb2.ContactsResponse.SerializeToString,
+            ),
+            'Sign': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sign,
+                    request_deserializer=pilfer_dot_v1_dot_nodes__pb2.SignRequest.FromString,
+                    response_serializer=pilfer_dot_v1_dot_nodes__pb2.SignResponse.SerializeToString,
+            ),
+            'ShareAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareAuthority,
+                    request_deserializer=pilfer_dot_v1_dot_nodes__pb2.ShareAuthorityRequest.FromString,
+                    response_serializer=pilfer_dot_v1_dot_nodes__pb2.ShareAuthorityResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'pilfer.v1.NodeService', rpc_method_handlers)
@@ -67,7 +272,8 @@ def add_NodeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class NodeService:
-    """Missing associated documentation comment in .proto file."""
+    """Any node answers any call; what another node must answer is asked of it.
+    """
 
     @staticmethod
     def ListNodes(request,
@@ -86,6 +292,330 @@ class NodeService:
             '/pilfer.v1.NodeService/ListNodes',
             pilfer_dot_v1_dot_nodes__pb2.ListNodesRequest.SerializeToString,
             pilfer_dot_v1_dot_nodes__pb2.ListNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilfer.v1.NodeService/Describe',
+            pilfer_dot_v1_dot_nodes__pb2.DescribeRequest.SerializeToString,
+            pilfer_dot_v1_dot_nodes__pb2.NodeView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilfer.v1.NodeService/Drain',
+            pilfer_dot_v1_dot_nodes__pb2.DrainRequest.SerializeToString,
+            pilfer_dot_v1_dot_nodes__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Remove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilfer.v1.NodeService/Remove',
+            pilfer_dot_v1_dot_nodes__pb2.RemoveRequest.SerializeToString,
+            pilfer_dot_v1_dot_nodes__pb2.RemoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Why(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilfer.v1.NodeService/Why',
+            pilfer_dot_v1_dot_nodes__pb2.WhyRequest.SerializeToString,
+            pilfer_dot_v1_dot_nodes__pb2.WhyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilfer.v1.NodeService/CreateToken',
+            pilfer_dot_v1_dot_nodes__pb2.CreateTokenRequest.SerializeToString,
+            pilfer_dot_v1_dot_nodes__pb2.CreateTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilfer.v1.NodeService/ListTokens',
+            pilfer_dot_v1_dot_nodes__pb2.ListTokensRequest.SerializeToString,
+            pilfer_dot_v1_dot_nodes__pb2.ListTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilfer.v1.NodeService/RevokeToken',
+            pilfer_dot_v1_dot_nodes__pb2.RevokeTokenRequest.SerializeToString,
+            pilfer_dot_v1_dot_nodes__pb2.RevokeTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Invite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilfer.v1.NodeService/Invite',
+            pilfer_dot_v1_dot_nodes__pb2.InviteRequest.SerializeToString,
+            pilfer_dot_v1_dot_nodes__pb2.InviteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilfer.v1.NodeService/Join',
+            pilfer_dot_v1_dot_nodes__pb2.JoinRequest.SerializeToString,
+            pilfer_dot_v1_dot_nodes__pb2.JoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Contacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilfer.v1.NodeService/Contacts',
+            pilfer_dot_v1_dot_nodes__pb2.ContactsRequest.SerializeToString,
+            pilfer_dot_v1_dot_nodes__pb2.ContactsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilfer.v1.NodeService/Sign',
+            pilfer_dot_v1_dot_nodes__pb2.SignRequest.SerializeToString,
+            pilfer_dot_v1_dot_nodes__pb2.SignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilfer.v1.NodeService/ShareAuthority',
+            pilfer_dot_v1_dot_nodes__pb2.ShareAuthorityRequest.SerializeToString,
+            pilfer_dot_v1_dot_nodes__pb2.ShareAuthorityResponse.FromString,
             options,
             channel_credentials,
             insecure,
