@@ -14,8 +14,6 @@ or make anything on disk. It only checks that shared paths are there, while it s
 
 from __future__ import annotations
 
-import ipaddress
-import math
 import os
 import socket
 import tomllib
@@ -25,7 +23,24 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from node.units import format_duration, format_size, parse_bool, parse_duration, parse_size
+from node.config_values import (
+    Listen,
+    Share,
+    parse_boolean,
+    parse_count_from,
+    parse_cpu,
+    parse_duration_from,
+    parse_host,
+    parse_listen,
+    parse_log_level,
+    parse_name,
+    parse_path,
+    parse_peers,
+    parse_prefixes,
+    parse_shares,
+    parse_size_from,
+)
+from node.units import format_duration, format_size, parse_duration, parse_size
 
 SYSTEM_CONFIG_FILE: Final = Path("/etc/pilfer/node.toml")
 CONFIG_FILE_NAME: Final = "node.toml"
@@ -40,37 +55,9 @@ MEMORY_MIN_BYTES: Final = 16 * 2**20
 #: etcd refuses to be useful much below this; its own default is 2 GiB, its advised maximum 8 GiB.
 ETCD_QUOTA_MIN_BYTES: Final = 64 * 2**20
 
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-
 
 class ConfigError(Exception):
     """A setting that cannot be used; the text names it, its origin and what would be right."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A host path that every task of this node sees at the same place."""
-
-    path: str
-    read_only: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.path}:{'ro' if self.read_only else 'rw'}"
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Where the TCP port is. Port 0: any free one."""
-
-    host: str
-    port: int
-
-    @property
-    def is_loopback(self) -> bool:
-        return is_loopback(self.host)
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -83,6 +70,12 @@ class Settings:
     name: str
     #: None: no TCP port, the unix socket alone.
     listen: Listen | None = None
+    #: The host by which the other nodes reach this one, where `listen` is a wildcard or behind a translation.
+    advertise: str | None = None
+    #: Nodes of the cluster that is to be joined, or was. Only a start without them founds a cluster.
+    peers: tuple[Listen, ...] = ()
+    #: Holds the join token; needed for the first start with `peers`.
+    token_file: Path | None = None
     #: Plain TCP without TLS; only ever true with a loopback address or without one.
     insecure: bool = False
     #: None: what the host has, or what the cgroup that the node was started in allows.
@@ -113,173 +106,6 @@ class Settings:
     origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
-# --- parsing: each takes text, or a TOML value of the type that fits, and raises ValueError in words
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected text, not {value!r}")  # noqa: TRY004 (one kind of error for all wrong values)
-    if "\0" in value or "\n" in value:
-        raise ValueError("may hold neither a zero byte nor a line break")
-    return value
-
-
-def _name(value: object) -> str:
-    name = _text(value).strip()
-    if not name or len(name) > 64 or not name.isprintable():
-        raise ValueError(f"{name!r} is not a name: 1 to 64 printable characters")
-    return name
-
-
-def _path(value: object) -> Path:
-    text = os.fspath(value) if isinstance(value, Path) else _text(value)
-    if not text:
-        raise ValueError("a path may not be empty")
-    return Path(text).expanduser().absolute()
-
-
-def _boolean(value: object) -> bool:
-    return value if isinstance(value, bool) else parse_bool(_text(value))
-
-
-def _number(value: object, parse: Callable[[str], float]) -> float:
-    # bool is an int to Python, but `cpu = true` is a mistake.
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"expected a number, not {value!r}")  # noqa: TRY004 (as in _text)
-    try:
-        number = parse(value) if isinstance(value, str) else float(value)
-    except ValueError as error:
-        raise ValueError(str(error) if parse is not float else f"{value!r} is not a number") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{value!r} is not a finite number")
-    return number
-
-
-def _cpu(value: object) -> float:
-    cpu = _number(value, float)
-    if not 0 < cpu <= 65_536:
-        raise ValueError(f"{value!r} is not a number of CPUs: more than 0, such as 4 or 0.5")
-    return cpu
-
-
-def _size(minimum: int) -> Callable[[object], int]:
-    def parse(value: object) -> int:
-        size = value if isinstance(value, int) and not isinstance(value, bool) else parse_size(_text(value))
-        if size < minimum:
-            raise ValueError(f"{value!r} is too small: at least {format_size(minimum)}")
-        return size
-
-    return parse
-
-
-def _duration(minimum_s: float) -> Callable[[object], float]:
-    def parse(value: object) -> float:
-        duration_s = _number(value, parse_duration)
-        if duration_s < minimum_s:
-            raise ValueError(f"{value!r} is too short: at least {format_duration(minimum_s)}")
-        return duration_s
-
-    return parse
-
-
-def _count(minimum: int) -> Callable[[object], int]:
-    def parse(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise ValueError(f"expected a whole number, not {value!r}")  # noqa: TRY004 (as in _text)
-        try:
-            count = int(value)
-        except ValueError:
-            raise ValueError(f"{value!r} is not a whole number") from None
-        if count < minimum:
-            raise ValueError(f"{value!r} is too small: at least {minimum}")
-        return count
-
-    return parse
-
-
-def _log_level(value: object) -> str:
-    level = _text(value).strip().lower()
-    if level not in LOG_LEVELS:
-        raise ValueError(f"{value!r} is not one of {', '.join(LOG_LEVELS)}")
-    return level
-
-
-def parse_listen(value: object) -> Listen:
-    """`HOST:PORT` or `[IPV6]:PORT`. Raises ValueError."""
-    if isinstance(value, Listen):
-        return value
-    text = _text(value).strip()
-    host, separator, port_text = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError(f"{text!r}: write an IPv6 address in brackets, such as [::1]:7400")
-    # isdecimal also holds for other scripts' digits; isascii keeps those out.
-    if not separator or not host or not (port_text.isascii() and port_text.isdecimal()) or int(port_text) > 65_535:
-        raise ValueError(f"{text!r} is not HOST:PORT, such as 192.168.1.10:7400")
-    return Listen(host, int(port_text))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`. A name other than localhost is not looked up, and so is not."""
-    if host.rstrip(".").lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def parse_share(value: object) -> Share:
-    """`PATH[:ro|rw]`, read-only by default; the path is absolute and there. Raises ValueError."""
-    if isinstance(value, Share):
-        return value
-    text = _text(value)
-    path, separator, mode = text.rpartition(":")
-    if not separator or mode not in ("ro", "rw"):
-        # A colon may be part of the path.
-        path, mode = text, "ro"
-    return Share(_existing(path), read_only=mode == "ro")
-
-
-def _existing(text: str) -> str:
-    """An absolute path without `..`, `.` or doubled slashes, so that prefixes can be compared as text."""
-    if not text.startswith("/"):
-        raise ValueError(f"{text!r} is not an absolute path")
-    path = os.path.normpath(text)
-    # POSIX lets // stand for something else than /, and normpath keeps it.
-    path = "/" + path.lstrip("/")
-    if path == "/":
-        raise ValueError("the whole root cannot be given: tasks see it read-only as it is")
-    try:
-        Path(path).stat()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    return path
-
-
-def _items(value: object) -> Sequence[object]:
-    """A list as it is; text (from the environment) is split at commas."""
-    if isinstance(value, str):
-        return [item for item in (part.strip() for part in value.split(",")) if item]
-    if isinstance(value, list | tuple):
-        return value
-    raise ValueError(f"expected a list of texts, not {value!r}")
-
-
-def _shares(value: object) -> tuple[Share, ...]:
-    shares: dict[str, Share] = {}
-    for share in map(parse_share, _items(value)):
-        known = shares.setdefault(share.path, share)
-        if known != share:
-            raise ValueError(f"{share.path} is shared both ro and rw")
-    return tuple(shares.values())
-
-
-def _prefixes(value: object) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_existing(_text(item)) for item in _items(value)))
-
-
 # --- the table
 
 
@@ -301,24 +127,27 @@ class _Option:
 
 
 _OPTIONS: Final = (
-    _Option("data_dir", "data_dir", _path),
-    _Option("name", "name", _name),
+    _Option("data_dir", "data_dir", parse_path),
+    _Option("name", "name", parse_name),
     _Option("listen", "listen", parse_listen),
-    _Option("insecure", "insecure", _boolean),
-    _Option("cpu", "cpu", _cpu),
-    _Option("memory", "memory_bytes", _size(MEMORY_MIN_BYTES)),
-    _Option("share", "shares", _shares),
-    _Option("allow_mount", "allow_mounts", _prefixes),
-    _Option("allow_host_network", "allow_host_network", _boolean),
-    _Option("lease_ttl", "lease_ttl_s", _duration(LEASE_TTL_MIN_S)),
-    _Option("etcd", "etcd_binary", _path),
-    _Option("etcd_quota", "etcd_quota_bytes", _size(ETCD_QUOTA_MIN_BYTES)),
-    _Option("compaction_interval", "compaction_interval_s", _duration(1.0)),
-    _Option("retention_age", "retention_age_s", _duration(1.0)),
-    _Option("retention_count", "retention_count", _count(0)),
-    _Option("queue_window", "queue_window", _count(1)),
-    _Option("stop_wait", "stop_wait_s", _duration(0.0)),
-    _Option("log_level", "log_level", _log_level),
+    _Option("advertise", "advertise", parse_host),
+    _Option("peers", "peers", parse_peers),
+    _Option("token_file", "token_file", parse_path),
+    _Option("insecure", "insecure", parse_boolean),
+    _Option("cpu", "cpu", parse_cpu),
+    _Option("memory", "memory_bytes", parse_size_from(MEMORY_MIN_BYTES)),
+    _Option("share", "shares", parse_shares),
+    _Option("allow_mount", "allow_mounts", parse_prefixes),
+    _Option("allow_host_network", "allow_host_network", parse_boolean),
+    _Option("lease_ttl", "lease_ttl_s", parse_duration_from(LEASE_TTL_MIN_S)),
+    _Option("etcd", "etcd_binary", parse_path),
+    _Option("etcd_quota", "etcd_quota_bytes", parse_size_from(ETCD_QUOTA_MIN_BYTES)),
+    _Option("compaction_interval", "compaction_interval_s", parse_duration_from(1.0)),
+    _Option("retention_age", "retention_age_s", parse_duration_from(1.0)),
+    _Option("retention_count", "retention_count", parse_count_from(0)),
+    _Option("queue_window", "queue_window", parse_count_from(1)),
+    _Option("stop_wait", "stop_wait_s", parse_duration_from(0.0)),
+    _Option("log_level", "log_level", parse_log_level),
 )
 _BY_KEY: Final = {option.key: option for option in _OPTIONS}
 
@@ -432,6 +261,20 @@ def _check_together(settings: Settings) -> None:
             f"insecure ({settings.origins['insecure']}) is refused with listen {settings.listen} "
             f"({settings.origins['listen']}): anybody who reaches that address could run commands here. "
             "Leave insecure out (TLS needs no preparation), or listen on 127.0.0.1"
+        )
+    _check_peers(settings)
+
+
+def _check_peers(settings: Settings) -> None:
+    if settings.peers and settings.listen is None:
+        raise ConfigError(
+            f"peers ({settings.origins['peers']}) needs listen: the other nodes have to reach this one. "
+            "Give --listen HOST:PORT with an address of this host"
+        )
+    if settings.peers and settings.insecure:
+        raise ConfigError(
+            f"peers ({settings.origins['peers']}) is refused with insecure ({settings.origins['insecure']}): "
+            "nodes of a cluster know each other by their certificates. Leave insecure out"
         )
 
 

@@ -20,6 +20,12 @@ R = TypeVar("R")
 
 _FLAGS: tuple[tuple[str, dict[str, object]], ...] = (
     ("--listen", {"metavar": "HOST:PORT", "help": "A TCP port, with mutual TLS; the unix socket is always there."}),
+    ("--peers", {"metavar": "HOST:PORT,...", "help": "Join the cluster of these nodes; any of them is enough."}),
+    (
+        "--token-file",
+        {"metavar": "FILE", "help": "Holds the join token, see node token create; or PILFER_JOIN_TOKEN."},
+    ),
+    ("--advertise", {"metavar": "HOST", "help": "How the other nodes reach this one, if not by the host of --listen."}),
     ("--data-dir", {"metavar": "DIR", "help": "Everything the node keeps. Default /var/lib/pilfer, or XDG's."}),
     ("--name", {"metavar": "NAME", "help": "What people call this node. Default: the host's name."}),
     ("--cpu", {"metavar": "N", "help": "CPUs lent to tasks. Default: all."}),

@@ -8,17 +8,8 @@ from typing import Any
 
 import pytest
 
-from node.config import (
-    ConfigError,
-    Listen,
-    Settings,
-    Share,
-    default_data_dir,
-    describe,
-    is_loopback,
-    load_settings,
-    parse_listen,
-)
+from node.config import ConfigError, Settings, default_data_dir, describe, load_settings
+from node.config_values import Listen, Share, is_loopback, parse_listen
 
 
 @pytest.fixture
@@ -215,6 +206,41 @@ def test_listen() -> None:
     assert not is_loopback("127.0.0.1.example.org")
 
 
+def test_peers(data_dir: Path) -> None:
+    settings = load(data_dir, listen="10.0.0.2:7400", peers="10.0.0.1:7401, other ,[fd00::1]:7400,[fd00::2]")
+    assert [str(peer) for peer in settings.peers] == [
+        "10.0.0.1:7401",
+        "other:7400",
+        "[fd00::1]:7400",
+        "[fd00::2]:7400",
+    ]
+
+
+@pytest.mark.parametrize("peers", ["a:0", "a:b", ":7400", "fd00::1"])
+def test_what_is_no_peer(data_dir: Path, peers: str) -> None:
+    with pytest.raises(ConfigError, match=r"peers \(flag --peers\)"):
+        load(data_dir, listen="10.0.0.2:7400", peers=peers)
+
+
+def test_peers_need_an_address_of_ones_own(data_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"peers \(PILFER_PEERS\) needs listen"):
+        load(data_dir, {"PILFER_PEERS": "a:7400"})
+
+
+def test_peers_are_refused_without_certificates(data_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"peers .* is refused with insecure"):
+        load(data_dir, listen="127.0.0.1:7400", insecure=True, peers="a:7400")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "a:7400", ""])
+def test_what_cannot_be_advertised(data_dir: Path, host: str) -> None:
+    if host:
+        with pytest.raises(ConfigError, match=r"advertise \(flag --advertise\)"):
+            load(data_dir, listen="0.0.0.0:7400", advertise=host)
+    else:
+        assert load(data_dir, listen="0.0.0.0:7400", advertise=host or None).advertise is None
+
+
 def test_default_data_directory() -> None:
     assert default_data_dir({}, uid=0) == Path("/var/lib/pilfer")
     assert default_data_dir({"XDG_DATA_HOME": "/x"}, uid=0) == Path("/var/lib/pilfer")
@@ -226,7 +252,7 @@ def test_every_setting_has_a_flag_and_every_flag_a_setting(data_dir: Path) -> No
     from node.cli import start
 
     flags = {parameter.name for parameter in start.command.params}
-    assert flags == {key for key, _, _ in describe(load(data_dir))} | {"config"}
+    assert flags == {key for key, _, _ in describe(load(data_dir))} | {"config", "token"}
 
 
 def test_every_setting_is_described_and_can_be_written_back(data_dir: Path, tmp_path: Path) -> None:
@@ -234,6 +260,9 @@ def test_every_setting_is_described_and_can_be_written_back(data_dir: Path, tmp_
     settings = load(
         data_dir,
         listen="[::1]:7400",
+        advertise="example.org",
+        peers=["10.0.0.1:7400", "[::2]:7401"],
+        token_file="/token",
         cpu=1.5,
         memory=str(2**30 + 1),
         share=[f"{tmp_path}:rw"],
