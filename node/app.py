@@ -68,11 +68,14 @@ DEFAULT_API_PORT = 7400
 ETCD_READY_TIMEOUT_S = 30.0
 
 
-def main(settings: Settings) -> int:
-    """Runs a node until SIGTERM or SIGINT. Exit status: 0 stopped in order, 1 could not start or broke."""
+def main(settings: Settings, join_token: str | None = None) -> int:
+    """Runs a node until SIGTERM or SIGINT. Exit status: 0 stopped in order, 1 could not start or broke.
+
+    join_token: needed where settings.peers are to be joined for the first time.
+    """
     _start_logging(settings.log_level)
     try:
-        asyncio.run(_until_signal(settings))
+        asyncio.run(_until_signal(settings, join_token))
     except REFUSALS as error:
         print(f"node: {error}", file=sys.stderr)  # noqa: T201  (the command line's own error)
         return 1
@@ -94,7 +97,7 @@ def _start_logging(level: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-async def _until_signal(settings: Settings) -> None:
+async def _until_signal(settings: Settings, join_token: str | None) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
