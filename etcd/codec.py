@@ -368,6 +368,8 @@ def node_to_proto(node: model.Node) -> pb.Node:
         capacity=pb.Capacity(cpu=node.capacity.cpu, memory_bytes=node.capacity.memory_bytes),
         version=node.version,
         not_enforced=node.not_enforced,
+        etcd_peer_url=node.etcd_peer_url,
+        etcd_client_url=node.etcd_client_url,
     )
     set_time(message.started_at, node.started_at)
     return message
@@ -394,4 +396,6 @@ def decode_node(key: bytes, value: bytes) -> model.Node:
         started_at=get_time(message.started_at),
         address=message.address,
         not_enforced=tuple(message.not_enforced),
+        etcd_peer_url=message.etcd_peer_url,
+        etcd_client_url=message.etcd_client_url,
     )

@@ -182,6 +182,10 @@ class Node:
     #: HOST:PORT of --listen; empty where only the unix socket is served.
     address: str = ""
     not_enforced: tuple[str, ...] = ()
+    #: https://HOST:PORT that etcd has, or would have, here: for its peers and for clients on other machines.
+    #: Empty: this host takes no vote (nobody else reaches it, or its etcd is too old for a cluster of several).
+    etcd_peer_url: str = ""
+    etcd_client_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)

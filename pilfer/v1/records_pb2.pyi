@@ -224,7 +224,7 @@ class Capacity(_message.Message):
     def __init__(self, cpu: _Optional[float] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("id", "host_id", "name", "address", "capacity", "version", "started_at", "not_enforced")
+    __slots__ = ("id", "host_id", "name", "address", "capacity", "version", "started_at", "not_enforced", "etcd_peer_url", "etcd_client_url")
     ID_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -233,6 +233,8 @@ class Node(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     NOT_ENFORCED_FIELD_NUMBER: _ClassVar[int]
+    ETCD_PEER_URL_FIELD_NUMBER: _ClassVar[int]
+    ETCD_CLIENT_URL_FIELD_NUMBER: _ClassVar[int]
     id: str
     host_id: str
     name: str
@@ -241,7 +243,9 @@ class Node(_message.Message):
     version: str
     started_at: _timestamp_pb2.Timestamp
     not_enforced: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., host_id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_enforced: _Optional[_Iterable[str]] = ...) -> None: ...
+    etcd_peer_url: str
+    etcd_client_url: str
+    def __init__(self, id: _Optional[str] = ..., host_id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_enforced: _Optional[_Iterable[str]] = ..., etcd_peer_url: _Optional[str] = ..., etcd_client_url: _Optional[str] = ...) -> None: ...
 
 class Host(_message.Message):
     __slots__ = ("id", "name", "address", "node_id", "version", "capacity", "last_seen")

@@ -288,6 +288,8 @@ def test_a_node_comes_back_as_it_was() -> None:
         started_at=NOW + 0.25,
         address="h:7400",
         not_enforced=("memory", "io"),
+        etcd_peer_url="https://10.0.0.1:7402",
+        etcd_client_url="https://10.0.0.1:7401",
     )
     assert codec.decode_node(keys.node(node.id), codec.encode_node(node)) == node
     with pytest.raises(RecordCorrupt, match=HOST):
