@@ -7,6 +7,7 @@ node runs as, since the unix socket in it is the local administrator's door and 
     lock               flock(2); holds the pid, for people
     host_id            a UUID, made once: finds this host's logs again after a restart
     incarnation.json   the last run: what the next one has to make sure is gone
+    cluster.json       the cluster that this host belongs to, and where it is (node/cluster_memory.py)
     node.toml          settings (optional, the administrator's)
     node.sock          the API
     etcd/ pki/ logs/ scratch/
@@ -31,7 +32,7 @@ from typing import Final, Self
 from node.files import TEMPORARY_PREFIX, write_atomic
 
 _SUBDIRECTORIES: Final = ("etcd", "pki", "logs", "scratch")
-_FILES: Final = ("lock", "host_id", "incarnation.json", "node.toml", "node.sock")
+_FILES: Final = ("lock", "host_id", "incarnation.json", "cluster.json", "node.toml", "node.sock")
 
 _MACHINE_ID: Final = Path("/etc/machine-id")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
