@@ -16,7 +16,7 @@ class ListNodesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeView(_message.Message):
-    __slots__ = ("node", "state", "role", "load", "running", "reserved", "now", "etcd_version", "last_seen", "warnings")
+    __slots__ = ("node", "state", "role", "load", "running", "reserved", "now", "etcd_version", "last_seen", "warnings", "allowed", "held_for")
     NODE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,8 @@ class NodeView(_message.Message):
     ETCD_VERSION_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FOR_FIELD_NUMBER: _ClassVar[int]
     node: _records_pb2.Node
     state: str
     role: str
@@ -37,7 +39,26 @@ class NodeView(_message.Message):
     etcd_version: str
     last_seen: _timestamp_pb2.Timestamp
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, node: _Optional[_Union[_records_pb2.Node, _Mapping]] = ..., state: _Optional[str] = ..., role: _Optional[str] = ..., load: _Optional[float] = ..., running: _Optional[int] = ..., reserved: _Optional[_Union[_records_pb2.Capacity, _Mapping]] = ..., now: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etcd_version: _Optional[str] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    allowed: Allowed
+    held_for: str
+    def __init__(self, node: _Optional[_Union[_records_pb2.Node, _Mapping]] = ..., state: _Optional[str] = ..., role: _Optional[str] = ..., load: _Optional[float] = ..., running: _Optional[int] = ..., reserved: _Optional[_Union[_records_pb2.Capacity, _Mapping]] = ..., now: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etcd_version: _Optional[str] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., allowed: _Optional[_Union[Allowed, _Mapping]] = ..., held_for: _Optional[str] = ...) -> None: ...
+
+class Allowed(_message.Message):
+    __slots__ = ("mount_prefixes", "shares", "host_network")
+    class Share(_message.Message):
+        __slots__ = ("path", "read_only")
+        PATH_FIELD_NUMBER: _ClassVar[int]
+        READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+        path: str
+        read_only: bool
+        def __init__(self, path: _Optional[str] = ..., read_only: _Optional[bool] = ...) -> None: ...
+    MOUNT_PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    HOST_NETWORK_FIELD_NUMBER: _ClassVar[int]
+    mount_prefixes: _containers.RepeatedScalarFieldContainer[str]
+    shares: _containers.RepeatedCompositeFieldContainer[Allowed.Share]
+    host_network: bool
+    def __init__(self, mount_prefixes: _Optional[_Iterable[str]] = ..., shares: _Optional[_Iterable[_Union[Allowed.Share, _Mapping]]] = ..., host_network: _Optional[bool] = ...) -> None: ...
 
 class ListNodesResponse(_message.Message):
     __slots__ = ("nodes",)
