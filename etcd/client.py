@@ -11,19 +11,31 @@ Lives on the loop on which it is first used. Another thread takes a client of it
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
 import grpc
 
 from etcd import convert
 from etcd import rpc_pb2 as pb
-from etcd.endpoints import ClientTls, Endpoint, Endpoints
-from etcd.errors import Compacted, LeaseNotFound, OutcomeUnknown, StoreUnavailable
+from etcd.endpoints import RETURN_AFTER_S, AddressSource, ClientTls, Endpoint, Endpoints
+from etcd.errors import (
+    Compacted,
+    LeaseNotFound,
+    MemberNotFound,
+    MemberNotLearner,
+    MembershipRefused,
+    OutcomeUnknown,
+    StoreUnavailable,
+)
 from etcd.lease import GrpcKeepAlive
 from etcd.port import (
     Alarm,
@@ -44,6 +56,9 @@ from etcd.watch_stream import ResumingWatch
 
 _Answer = TypeVar("_Answer")
 
+#: Of a SHA-256.
+_DIGEST_BYTES = 32
+
 _ALARM_NAME = {pb.NOSPACE: "NOSPACE", pb.CORRUPT: "CORRUPT"}
 _ALARM_TYPE = {name: number for number, name in _ALARM_NAME.items()}
 
@@ -51,9 +66,18 @@ _ALARM_TYPE = {name: number for number, name in _ALARM_NAME.items()}
 class EtcdClient:
     """A client of one etcd cluster; see `etcd.port.Etcd` for the calls. Closed by `close()` or `async with`."""
 
-    def __init__(self, endpoints: Sequence[str], tls: ClientTls | None, *, rng: random.Random | None = None) -> None:
-        """endpoints: HOST:PORT of each member, the preferred one first. rng: jitter of the retries of watches."""
-        self._endpoints = Endpoints(endpoints, tls)
+    def __init__(
+        self,
+        endpoints: Sequence[str] | AddressSource,
+        tls: ClientTls | None,
+        *,
+        rng: random.Random | None = None,
+        return_after_s: float = RETURN_AFTER_S,
+    ) -> None:
+        """endpoints: HOST:PORT of each member, the preferred one first; or a callable that gives them, asked at each
+        use. rng: jitter of the retries of watches. return_after_s: away from the preferred member, how often it is
+        asked whether it is back."""
+        self._endpoints = Endpoints(endpoints, tls, return_after_s=return_after_s)
         self._rng = rng or random.Random()  # noqa: S311  (jitter, not secrets)
 
     async def __aenter__(self) -> Self:
@@ -129,6 +153,7 @@ class EtcdClient:
             leader_id=answer.leader,
             member_id=answer.header.member_id,
             revision=answer.header.revision,
+            is_learner=answer.isLearner,
         )
 
     async def defragment(self, *, timeout_s: float = 60.0) -> None:
@@ -149,15 +174,52 @@ class EtcdClient:
         answer = await self._read(
             lambda at, timeout: at.cluster.MemberList(pb.MemberListRequest(), timeout=timeout), timeout_s
         )
-        return tuple(
-            Member(m.ID, m.name, tuple(m.peerURLs), tuple(m.clientURLs), is_learner=m.isLearner) for m in answer.members
-        )
+        return tuple(convert.member(m) for m in answer.members)
+
+    async def add_learner(self, peer_urls: Sequence[str], *, timeout_s: float = 5.0) -> Member:
+        request = pb.MemberAddRequest(peerURLs=peer_urls, isLearner=True)
+        answer = await self._write(lambda at: at.cluster.MemberAdd(request, timeout=timeout_s))
+        return convert.member(answer.member)
+
+    async def promote(self, member_id: int, *, timeout_s: float = 5.0) -> None:
+        request = pb.MemberPromoteRequest(ID=member_id)
+        with contextlib.suppress(MemberNotLearner):
+            await self._write(lambda at: at.cluster.MemberPromote(request, timeout=timeout_s))
+
+    async def remove_member(self, member_id: int, *, timeout_s: float = 5.0) -> None:
+        request = pb.MemberRemoveRequest(ID=member_id)
+        with contextlib.suppress(MemberNotFound):
+            await self._write(lambda at: at.cluster.MemberRemove(request, timeout=timeout_s))
 
     async def update_member(self, member_id: int, peer_urls: Sequence[str], *, timeout_s: float = 5.0) -> None:
         """Tells the cluster a member's new peer addresses. Not for learners: etcd 3.5.30 forgets then that they are
         learners (etcd issue 21694)."""
         request = pb.MemberUpdateRequest(ID=member_id, peerURLs=peer_urls)
         await self._write(lambda at: at.cluster.MemberUpdate(request, timeout=timeout_s))
+
+    async def move_leader(self, member_id: int, *, timeout_s: float = 5.0) -> None:
+        request = pb.MoveLeaderRequest(targetID=member_id)
+        await self._write(lambda at: at.maintenance.MoveLeader(request, timeout=timeout_s))
+
+    async def snapshot(self, file: Path, *, timeout_s: float = 600.0) -> int:
+        if self._endpoints.is_closed:
+            raise StoreUnavailable("the client is closed")
+        endpoint = self._endpoints.current()
+        new = file.with_name(file.name + ".new")
+        try:
+            size = await _save(endpoint.maintenance.Snapshot(pb.SnapshotRequest(), timeout=timeout_s), new)
+            await asyncio.to_thread(new.replace, file)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in ROTATES:
+                self._endpoints.rotate(endpoint)
+            raise error_of(error, endpoint.address, may_be_applied=False) from error
+        except asyncio.CancelledError:
+            if is_canceled_from_outside():
+                raise
+            raise StoreUnavailable("the client was closed while the snapshot was under way") from None
+        finally:
+            new.unlink(missing_ok=True)
+        return size
 
     # Calling
 
@@ -169,9 +231,11 @@ class EtcdClient:
         try:
             return await call(endpoint)
         except grpc.aio.AioRpcError as error:
-            if error.code() in ROTATES:
+            translated = error_of(error, endpoint.address, may_be_applied=True)
+            # A cluster that changes no members now is one that answers.
+            if error.code() in ROTATES and not isinstance(translated, MembershipRefused):
                 self._endpoints.rotate(endpoint)
-            raise error_of(error, endpoint.address, may_be_applied=True) from error
+            raise translated from error
         except asyncio.CancelledError:
             if is_canceled_from_outside():
                 raise
@@ -197,6 +261,32 @@ class EtcdClient:
                     raise
                 break
         raise StoreUnavailable("the client is closed")
+
+
+async def _save(parts: AsyncIterable[pb.SnapshotResponse], file: Path) -> int:
+    """Writes a snapshot and checks it: behind the database etcd sends the SHA-256 of it."""
+    digest, size, held = hashlib.sha256(), 0, b""
+    with file.open("wb") as out:
+        async for part in parts:
+            data = held + part.blob
+            data, held = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+            await asyncio.to_thread(_append, out, digest, data)
+            size += len(data)
+        if digest.digest() != held:
+            raise StoreUnavailable("the snapshot does not fit its checksum: it was cut off on its way")
+        await asyncio.to_thread(_finish, out, held)
+    return size + len(held)
+
+
+def _append(out: BinaryIO, digest: hashlib._Hash, data: bytes) -> None:
+    out.write(data)
+    digest.update(data)
+
+
+def _finish(out: BinaryIO, data: bytes) -> None:
+    out.write(data)
+    out.flush()
+    os.fsync(out.fileno())
 
 
 def _only_reads(txn: Txn) -> bool:

@@ -17,6 +17,7 @@ from etcd.port import (
     DeleteResult,
     Event,
     KeyValue,
+    Member,
     Op,
     OpResult,
     Put,
@@ -151,6 +152,12 @@ async def events(messages: Sequence[pb.Event]) -> tuple[Event, ...]:
         if len(messages) > SLICE:
             await asyncio.sleep(0)
     return tuple(done)
+
+
+def member(message: pb.Member) -> Member:
+    return Member(
+        message.ID, message.name, tuple(message.peerURLs), tuple(message.clientURLs), is_learner=message.isLearner
+    )
 
 
 async def range_result(message: pb.RangeResponse) -> RangeResult:

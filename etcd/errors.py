@@ -51,3 +51,11 @@ class RecordCorrupt(StoreError):  # noqa: N818
 
 class MembershipRefused(StoreError):  # noqa: N818
     """etcd does not change its members now (unhealthy, too many learners, not in sync); nothing was changed."""
+
+
+class MemberNotFound(MembershipRefused):
+    """The cluster has no such member (any more)."""
+
+
+class MemberNotLearner(MembershipRefused):
+    """The member to be promoted has its vote already."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 
@@ -175,6 +176,8 @@ class MemberStatus:
     leader_id: int
     member_id: int
     revision: int
+    #: Whether the member that was asked has no vote (yet).
+    is_learner: bool = field(default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +228,8 @@ class Etcd(Protocol):
         """Also when that revision was compacted before. physical: answers when the old versions are gone from the
         file too (by default only from view)."""
 
-    async def status(self, *, timeout_s: float = 3.0) -> MemberStatus: ...
+    async def status(self, *, timeout_s: float = 3.0) -> MemberStatus:
+        """Of the member that is asked; it answers without a quorum and as a learner too (leader_id 0: knows none)."""
 
     async def defragment(self, *, timeout_s: float = 60.0) -> None: ...
 
@@ -233,7 +237,13 @@ class Etcd(Protocol):
 
     async def disarm(self, alarm: Alarm, *, timeout_s: float = 3.0) -> None: ...
 
-    async def members(self, *, timeout_s: float = 3.0) -> tuple[Member, ...]: ...
+    async def snapshot(self, file: Path, *, timeout_s: float = 600.0) -> int:
+        """Writes the whole database of the member that is asked to `file`, in a form that `etcdutl snapshot restore`
+        takes. The file is there whole (and on the disk) or not at all. Gives its size in bytes; raises
+        StoreUnavailable (also for a checksum that does not fit) and OSError."""
+
+    async def members(self, *, timeout_s: float = 3.0) -> tuple[Member, ...]:
+        """As agreed on by a quorum (linearizable)."""
 
     # Membership. Every change is refused while a member is unhealthy (etcd wants all of them connected for 5 s).
 

@@ -1,7 +1,8 @@
 """Which ports etcd listens on: chosen once, remembered in a file, used again.
 
 The client port may change freely between starts. The peer port is part of the cluster's membership: whoever changes
-it must tell the cluster (`EtcdServer` does, for a cluster of one).
+it must tell the cluster (`EtcdServer` does, for a cluster of one; among several, whoever watches over the
+membership).
 
 A port is tried by binding it, as etcd will; between that and etcd's own bind somebody else may take it, which shows
 as an etcd that dies at its start, and the next start chooses anew.
@@ -13,6 +14,7 @@ import errno
 import json
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,16 +25,23 @@ class Ports:
     peer: int
 
 
-def choose_ports(file: Path, *, api_port: int | None, client_host: str, peer_host: str) -> Ports:
+def choose_ports(
+    file: Path, *, api_port: int | None, client_hosts: Sequence[str], peer_host: str, peer_port: int | None = None
+) -> Ports:
     """The remembered ports where they are free, else API port + 1 and + 2 where these are free, else any free ones.
 
-    The choice is written to the file before it is returned. A remembered peer port that somebody else holds is
-    replaced too; compare with `remembered()` to see it.
+    The client port is one that is free on all of client_hosts. The choice is written to the file before it is
+    returned. A remembered peer port that somebody else holds is replaced too; compare with `remembered()` to see it.
+    peer_port: taken as it is, since the cluster was told so.
     """
     before = remembered(file)
-    client = _first_free(client_host, (before.client if before else None, api_port + 1 if api_port else None))
-    peer = _first_free(
-        peer_host, (before.peer if before else None, api_port + 2 if api_port else None), not_this=client
+    client = _first_free(
+        client_hosts,
+        (before.client if before else None, api_port + 1 if api_port else None),
+        not_this=peer_port,
+    )
+    peer = peer_port or _first_free(
+        (peer_host,), (before.peer if before else None, api_port + 2 if api_port else None), not_this=client
     )
     ports = Ports(client, peer)
     if ports != before:
@@ -62,15 +71,15 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
-def _first_free(host: str, wanted: tuple[int | None, ...], *, not_this: int | None = None) -> int:
+def _first_free(hosts: Sequence[str], wanted: tuple[int | None, ...], *, not_this: int | None = None) -> int:
     for port in wanted:
-        if port and port <= 65_535 and port != not_this and is_free(host, port):
+        if port and port <= 65_535 and port != not_this and all(is_free(host, port) for host in hosts):
             return port
     while True:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.bind((host, 0))
+        with socket.socket(socket.AF_INET6 if ":" in hosts[0] else socket.AF_INET) as probe:
+            probe.bind((hosts[0], 0))
             port = int(probe.getsockname()[1])
-        if port != not_this:
+        if port != not_this and all(is_free(host, port) for host in hosts[1:]):
             return port
 
 

@@ -4,10 +4,13 @@ It is started by exec through `setpriv --pdeathsig KILL`, so that no stray etcd 
 dies; never with a preexec_fn (the node has gRPC threads, and must not run Python between fork and exec). PDEATHSIG
 follows the *thread* that started it: only the main thread may.
 
-States: stopped -> (start) -> starting -> ready -> (dies) -> pausing -> starting ... -> (stop) -> stopped.
+States: stopped -> (start) -> starting -> answering -> ready -> (dies) -> pausing -> starting ... -> (stop) -> stopped.
+*Answering* is for itself: a learner before its promotion, or a voter that has no quorum (the rest of the cluster is
+down) stay there for as long as it takes. *Ready* is linearizable reads, hence a voter with a quorum.
 While it is down the node lives on; clients see StoreUnavailable and OutcomeUnknown. Every death is followed by a
-restart, exit code 0 too: etcd leaves with 0 when it was removed from its cluster, so 0 does not mean "as asked". Only
-`stop()` ends it. Ports are chosen at `start()`, again while it has not come up, and stay from then on.
+restart, exit code 0 too, which does not mean "as asked". Only `stop()` ends it, and one kind of death: the cluster has
+**removed** this member. Its data directory is worthless from then on, and starting it again would only fail again.
+Ports are chosen at `start()`, again while it has not come up, and stay from then on.
 """
 
 from __future__ import annotations
@@ -29,7 +32,17 @@ from etcd.client import EtcdClient
 from etcd.errors import StoreError
 from etcd.port import Range
 from etcd.ports import Ports, choose_ports
-from etcd.server_flags import LOG_LIMIT_MIB, EtcdConfig, arguments, known_flags, last_words, url
+from etcd.server_flags import (
+    LOG_LIMIT_MIB,
+    EtcdConfig,
+    address,
+    arguments,
+    client_url,
+    known_flags,
+    last_words,
+    peer_url,
+    tells_removal,
+)
 
 #: Pauses before a restart: doubled from the first to the last; from the first again after it lived for LIVED_S.
 FIRST_PAUSE_S = 0.1
@@ -38,16 +51,22 @@ LIVED_S = 30.0
 #: Deaths without ever having been ready, after which `wait_ready` gives up: it will not come up by itself.
 HOPELESS_DEATHS = 4
 READY_POLL_S = 0.05
+#: While it answers but is not ready, the polls grow as far apart as this.
+ANSWERING_POLL_S = 0.5
 #: From SIGTERM to SIGKILL.
 STOP_LIMIT_S = 5.0
 
 
 class ServerEventKind(StrEnum):
     STARTED = "started"
+    #: It answers for itself: as a learner, or before it has found a quorum.
+    ANSWERING = "answering"
     #: It answers linearizable reads.
     READY = "ready"
     DIED = "died"
     RESTARTING = "restarting"
+    #: It died because the cluster has removed this member; it is not started again.
+    REMOVED = "removed"
     STOPPED = "stopped"
 
 
@@ -71,6 +90,8 @@ class ServerEvent:
                 return f"etcd (pid {self.pid}) died: {how}{': ' if self.detail else ''}{self.detail}"
             case ServerEventKind.RESTARTING:
                 return f"etcd is started again in {self.in_s:g} s"
+            case ServerEventKind.REMOVED:
+                return f"etcd (pid {self.pid}) left: the cluster has removed this member; its data are of no use"
             case _:
                 return f"etcd (pid {self.pid}) {self.kind}"
 
@@ -81,6 +102,20 @@ class EtcdNotReady(Exception):  # noqa: N818  (named as the conventions name err
 
 def _ignore(_event: ServerEvent) -> None:
     return
+
+
+def plan_ports(config: EtcdConfig) -> Ports:
+    """Chooses the ports and remembers them: `EtcdServer.start` takes the same. For a member to be, whose peer URL
+    (`server_flags.peer_url`) the cluster must be told before; it is then started with that `peer_port`."""
+    config.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    hosts = config.client_hosts
+    return choose_ports(
+        config.ports_file,
+        api_port=config.api_port,
+        client_hosts=hosts,
+        peer_host=config.peer_host,
+        peer_port=config.peer_port,
+    )
 
 
 class EtcdServer:
@@ -96,12 +131,16 @@ class EtcdServer:
         self._supervision: asyncio.Task[None] | None = None
         self._client: EtcdClient | None = None
         self._ready = asyncio.Event()
+        self._answering = asyncio.Event()
+        self._is_removed = False
         self._stopping = asyncio.Event()
-        #: Set when it is ready, or will not become ready by itself.
-        self._decided = asyncio.Event()
+        #: Set while it will not come up by itself.
+        self._hopeless = asyncio.Event()
         self._deaths_unready = 0
         #: Since `start()`: from then on the ports stay.
-        self._was_ready = False
+        self._has_answered = False
+        #: Where the log ended when the process was started: what came before is about other runs.
+        self._log_start = 0
         self._last_words = ""
 
     @property
@@ -112,12 +151,17 @@ class EtcdServer:
 
     @property
     def client_address(self) -> str:
-        """HOST:PORT for clients."""
-        return f"{self._config.client_host}:{self.ports.client}"
+        """HOST:PORT for clients on this machine."""
+        return address(self._config.own_address_host, self.ports.client)
+
+    @property
+    def client_url(self) -> str:
+        """For clients on other machines."""
+        return client_url(self._config, self.ports)
 
     @property
     def peer_url(self) -> str:
-        return url(self._config.peer_host, self.ports.peer)
+        return peer_url(self._config, self.ports)
 
     @property
     def pid(self) -> int | None:
@@ -126,7 +170,18 @@ class EtcdServer:
 
     @property
     def is_ready(self) -> bool:
+        """Whether it answered a linearizable read since it was started last."""
         return self._ready.is_set()
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether it answered for itself since it was started last."""
+        return self._answering.is_set()
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether the cluster has removed this member: it is down for good."""
+        return self._is_removed
 
     async def start(self) -> None:
         """Starts it and its supervision; does not wait until it is ready. Raises OSError where it cannot be started
@@ -147,22 +202,36 @@ class EtcdServer:
 
     async def _choose_ports(self) -> None:
         config = self._config
-        self._ports = choose_ports(
-            config.ports_file, api_port=config.api_port, client_host=config.client_host, peer_host=config.peer_host
-        )
+        self._ports = plan_ports(config)
         if self._client is not None:
             await self._client.close()
         self._client = EtcdClient([self.client_address], config.tls)
 
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Until it answers. Raises EtcdNotReady with its last words after timeout_s, or as soon as it has died so
-        often that it will not come up."""
+    async def wait_ready(self, timeout_s: float | None) -> None:
+        """Until it answers linearizable reads; with timeout_s None for as long as it takes (a voter whose cluster is
+        down has no quorum, a learner no vote). Raises EtcdNotReady with its last words after timeout_s, as soon as it
+        has died so often that it will not come up, or when the cluster has removed it."""
+        await self._wait(self._ready, timeout_s, "ready")
+
+    async def wait_answering(self, timeout_s: float | None) -> None:
+        """Until it answers for itself, as a learner or without a quorum too. Raises as `wait_ready`."""
+        await self._wait(self._answering, timeout_s, "answering")
+
+    async def _wait(self, condition: asyncio.Event, timeout_s: float | None, what: str) -> None:
+        hopeless = asyncio.ensure_future(self._hopeless.wait())
+        reached = asyncio.ensure_future(condition.wait())
         try:
-            await asyncio.wait_for(self._decided.wait(), timeout_s)
-        except TimeoutError:
-            raise EtcdNotReady(self._complaint(f"etcd is not ready after {timeout_s:g} s")) from None
-        if not self._ready.is_set():
+            await asyncio.wait({hopeless, reached}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hopeless.cancel()
+            reached.cancel()
+        if condition.is_set():
+            return
+        if self._is_removed:
+            raise EtcdNotReady(self._complaint("the cluster has removed this member of etcd"))
+        if self._hopeless.is_set():
             raise EtcdNotReady(self._complaint(f"etcd died {self._deaths_unready} times at its start"))
+        raise EtcdNotReady(self._complaint(f"etcd is not {what} after {timeout_s:g} s"))
 
     async def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
         """SIGTERM, and SIGKILL after limit_s. Returns when the process is gone; may be called more than once."""
@@ -182,6 +251,7 @@ class EtcdServer:
         config = self._config
         for file in (config.output_file, config.log_file):
             _keep_short(file)
+        self._log_start = _size(config.log_file)
         environment = {
             # ETCD_* variables are flags to etcd; whose, nobody knows.
             name: value
@@ -217,6 +287,11 @@ class EtcdServer:
                 self._on_event(ServerEvent(ServerEventKind.STOPPED, process.pid, code))
                 return
             self._note_death(process, code)
+            if tells_removal(_tail(self._config.log_file, since=self._log_start)):
+                self._is_removed = True
+                self._hopeless.set()
+                self._on_event(ServerEvent(ServerEventKind.REMOVED, process.pid, code))
+                return
             if time.monotonic() - started > LIVED_S:
                 pause_s = FIRST_PAUSE_S
             again = await self._restart(pause_s)
@@ -232,7 +307,7 @@ class EtcdServer:
             return await process.wait()
         finally:
             self._ready.clear()
-            self._decided.clear()
+            self._answering.clear()
             readiness.cancel()
             await asyncio.wait({readiness})
             if not readiness.cancelled():
@@ -240,18 +315,30 @@ class EtcdServer:
 
     async def _watch_readiness(self, process: Process) -> None:
         client = self._client
-        while client is not None:
+        if client is None:
+            return
+        pause_s = READY_POLL_S
+        while True:
             # Only ever a question: an error says "not yet", and the supervision sees a death by itself.
             with contextlib.suppress(StoreError):
+                if not self._answering.is_set():
+                    await client.status(timeout_s=1.0)
+                    self._note_answer(process)
                 await client.range(Range(b"/", count_only=True), timeout_s=1.0)
                 await self._announce_peer_url(client)
                 break
-            await asyncio.sleep(READY_POLL_S)
-        self._deaths_unready = 0
-        self._was_ready = True
+            await asyncio.sleep(pause_s)
+            if self._answering.is_set():  # it may stay so for long
+                pause_s = min(pause_s * 1.2, ANSWERING_POLL_S)
         self._ready.set()
-        self._decided.set()
         self._on_event(ServerEvent(ServerEventKind.READY, process.pid))
+
+    def _note_answer(self, process: Process) -> None:
+        self._deaths_unready = 0
+        self._hopeless.clear()
+        self._has_answered = True
+        self._answering.set()
+        self._on_event(ServerEvent(ServerEventKind.ANSWERING, process.pid))
 
     async def _announce_peer_url(self, client: EtcdClient) -> None:
         """The peer port may have been taken by somebody else since the last run: the membership must say the new one.
@@ -267,7 +354,7 @@ class EtcdServer:
         self._last_words = last_words(_tail(self._config.log_file), _tail(self._config.output_file))
         self._on_event(ServerEvent(ServerEventKind.DIED, process.pid, code, detail=self._last_words))
         if self._deaths_unready >= HOPELESS_DEATHS:
-            self._decided.set()
+            self._hopeless.set()
 
     async def _restart(self, pause_s: float) -> Process | None:
         """After the pause; None when `stop()` came first. A start that fails (no memory, no file) is tried again."""
@@ -278,7 +365,7 @@ class EtcdServer:
             if self._stopping.is_set():
                 return None
             try:
-                if not self._was_ready:
+                if not self._has_answered:
                     # Another node may have taken a port between its choice and etcd's bind.
                     await self._choose_ports()
                 self._process = await self._spawn()
@@ -316,10 +403,19 @@ def _keep_short(file: Path) -> None:
             file.replace(file.with_name(file.name + ".old"))
 
 
-def _tail(file: Path, size: int = 8_192) -> str:
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _tail(file: Path, size: int = 32_768, *, since: int = 0) -> str:
+    """The last `size` bytes at most, nothing from before the offset `since` (of a file that may have begun anew)."""
     try:
         with file.open("rb") as read:
-            read.seek(max(0, file.stat().st_size - size))
+            end = file.stat().st_size
+            read.seek(max(0, end - size, since if since <= end else 0))
             return read.read().decode(errors="replace")
     except FileNotFoundError:
         return ""

@@ -17,6 +17,12 @@ from etcd.binary import EtcdBinary
 from etcd.endpoints import ClientTls
 from etcd.ports import Ports
 
+#: What etcd logs of its own member alone: when it is removed while it runs, when it is started again on the old data,
+#: and when peers tell it so.
+_REMOVAL = "the member has been permanently removed from the cluster"
+#: What is dialed for what is bound.
+_LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (compared with, not bound to)
+
 #: Bound of etcd's log file, in MiB; one older file is kept beside it.
 LOG_LIMIT_MIB = 16
 
@@ -30,21 +36,44 @@ class EtcdConfig:
     name: str
     #: A directory of its own: etcd's data, its logs, the remembered ports.
     directory: Path
-    #: One certificate for both roles; its names must cover client_host and peer_host.
+    #: One certificate for both roles; its names must cover the peer address that others dial, and what clients check
+    #: (`ClientTls.server_name`, or the address).
     tls: ClientTls
-    #: Loopback only (127.0.0.0/8): clients on other machines come through the node.
-    client_host: str = "127.0.0.1"
+    #: Addresses (no names: etcd binds nothing else) on which clients are served. Our own client takes the first; the
+    #: others are for clients on other machines, with certificates. A wildcard stands alone: it covers loopback too.
+    client_hosts: tuple[str, ...] = ("127.0.0.1",)
+    #: The address on which other members are served.
     peer_host: str = "127.0.0.1"
+    #: By which name or address others reach this machine; None: the last of client_hosts, and peer_host. Must be given
+    #: where these are wildcards.
+    advertised_host: str | None = None
+    #: The peer port that the cluster was told already, before this member started for the first time; None: chosen.
+    peer_port: int | None = None
+    #: Only certificates with this DNS name are let in, on both ports: of all that the cluster's authority signed, those
+    #: of its nodes. None: all of them.
+    allowed_hostname: str | None = None
     #: The node's own port: etcd takes the two after it where these are free. None: any free ones.
     api_port: int | None = None
-    #: "new" founds a cluster; "existing" joins the one in `initial_cluster`. Ignored once there is data.
+    #: "new" founds a cluster: only for the very first start of a founder, or an empty directory would quietly become
+    #: a second cluster. "existing" joins the one in `initial_cluster`, as it was added there. Ignored once there is
+    #: data: a member that comes back needs no list.
     state: Literal["new", "existing"] = "new"
-    #: The other members, name -> peer URL, for "existing".
+    #: The other members, name -> peer URL (a member with several stands there several times), for "existing".
     initial_cluster: tuple[tuple[str, str], ...] = ()
     quota_bytes: int = 8 << 30
     #: The same on all members. A lone voter that was restarted serves after 1 to 2 of these (it elects itself, though
     #: nobody else could be), and the shortest lease is 1.5 of them, rounded up to seconds.
     election_timeout_ms: int = 1000
+
+    @property
+    def own_address_host(self) -> str:
+        """Where this machine's own client finds it."""
+        return _LOOPBACK_OF.get(self.client_hosts[0], self.client_hosts[0])
+
+    @property
+    def has_data(self) -> bool:
+        """Whether it was a member before, so that it comes back as the same one."""
+        return (self.data_dir / "member" / "wal").is_dir()
 
     @property
     def data_dir(self) -> Path:
@@ -64,8 +93,23 @@ class EtcdConfig:
         return self.directory / "ports.json"
 
 
+def address(host: str, port: int) -> str:
+    """HOST:PORT, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def url(host: str, port: int) -> str:
-    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    return f"https://{address(host, port)}"
+
+
+def client_url(config: EtcdConfig, ports: Ports) -> str:
+    """What the member tells the cluster, for clients on other machines."""
+    return url(config.advertised_host or config.client_hosts[-1], ports.client)
+
+
+def peer_url(config: EtcdConfig, ports: Ports) -> str:
+    """What the member tells the cluster, for other members."""
+    return url(config.advertised_host or config.peer_host, ports.peer)
 
 
 def known_flags(help_text: str) -> frozenset[str]:
@@ -75,17 +119,17 @@ def known_flags(help_text: str) -> frozenset[str]:
 
 def arguments(config: EtcdConfig, ports: Ports, flags: frozenset[str]) -> list[str]:
     """Everything after the program's name."""
-    client_url, peer_url = url(config.client_host, ports.client), url(config.peer_host, ports.peer)
-    members = [*config.initial_cluster, (config.name, peer_url)]
+    own_peer_url = peer_url(config, ports)
+    members = [*config.initial_cluster, (config.name, own_peer_url)]
     certificate = (str(config.tls.cert), str(config.tls.key), str(config.tls.ca))
     given: list[tuple[str, str]] = [
         ("name", config.name),
         ("data-dir", str(config.data_dir)),
-        ("listen-client-urls", client_url),
-        ("advertise-client-urls", client_url),
-        ("listen-peer-urls", peer_url),
-        ("initial-advertise-peer-urls", peer_url),
-        ("initial-cluster", ",".join(f"{name}={address}" for name, address in members)),
+        ("listen-client-urls", ",".join(url(host, ports.client) for host in dict.fromkeys(config.client_hosts))),
+        ("advertise-client-urls", client_url(config, ports)),
+        ("listen-peer-urls", url(config.peer_host, ports.peer)),
+        ("initial-advertise-peer-urls", own_peer_url),
+        ("initial-cluster", ",".join(f"{name}={member_url}" for name, member_url in members)),
         ("initial-cluster-state", config.state),
         ("initial-cluster-token", "pilfer"),
         *zip(("cert-file", "key-file", "trusted-ca-file"), certificate, strict=True),
@@ -103,6 +147,8 @@ def arguments(config: EtcdConfig, ports: Ports, flags: frozenset[str]) -> list[s
         ("log-outputs", str(config.log_file)),
         ("log-level", "info"),
     ]
+    if config.allowed_hostname is not None:
+        given += _admission(config.allowed_hostname, config.binary.version)
     if "compaction-batch-limit" in flags:  # 3.6
         given += [("compaction-batch-limit", "10000")]
     elif "experimental-compaction-batch-limit" in flags:
@@ -118,6 +164,25 @@ def arguments(config: EtcdConfig, ports: Ports, flags: frozenset[str]) -> list[s
         rotation = {"maxsize": LOG_LIMIT_MIB, "maxage": 0, "maxbackups": 1, "localtime": False, "compress": False}
         given += [("enable-log-rotation", "true"), ("log-rotation-config-json", json.dumps(rotation))]
     return [f"--{flag}={value}" for flag, value in given]
+
+
+def _admission(hostname: str, version: tuple[int, int, int]) -> list[tuple[str, str]]:
+    """Who may connect, by a name in the certificate.
+
+    etcd also compares the address that a peer comes from with the addresses in its certificate. With the name that
+    proves nothing more, and it shuts out a peer that comes from another address of its machine.
+    """
+    skip = "peer-skip-client-san-verification"
+    return [
+        ("client-cert-allowed-hostname", hostname),
+        ("peer-cert-allowed-hostname", hostname),
+        (skip if version >= (3, 6, 0) else f"experimental-{skip}", "true"),
+    ]
+
+
+def tells_removal(log_tail: str) -> bool:
+    """Whether the log of a process that died says that the cluster has removed its member."""
+    return _REMOVAL in log_tail
 
 
 def last_words(log_tail: str, output_tail: str) -> str:

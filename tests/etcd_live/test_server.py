@@ -98,7 +98,12 @@ async def test_start_ready_stop_in_order(config: EtcdConfig) -> None:
         await write(server, config.tls, b"/a")
         assert config.directory.stat().st_mode & 0o777 == 0o700
     assert not is_alive(pid)
-    assert events.kinds == [ServerEventKind.STARTED, ServerEventKind.READY, ServerEventKind.STOPPED]
+    assert events.kinds == [
+        ServerEventKind.STARTED,
+        ServerEventKind.ANSWERING,
+        ServerEventKind.READY,
+        ServerEventKind.STOPPED,
+    ]
     assert events.all[-1].pid == pid
     await server.stop()  # again: nothing to do
 
@@ -122,7 +127,7 @@ async def test_killed_it_comes_back_on_the_same_port_with_all_data(config: EtcdC
 
 
 async def test_an_exit_with_0_is_no_stop(config: EtcdConfig) -> None:
-    """etcd leaves with 0 when it was removed from its cluster, or by a SIGTERM that was not ours."""
+    """A SIGTERM that was not ours."""
     events = Events()
     async with running(config, events) as server:
         await server.wait_ready(READY_S)

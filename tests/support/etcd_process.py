@@ -55,7 +55,7 @@ class EtcdProcess:
         )
         self.config.data_dir.mkdir(parents=True, mode=0o700, exist_ok=True)
         self.ports: Ports = choose_ports(
-            self.config.ports_file, api_port=None, client_host="127.0.0.1", peer_host="127.0.0.1"
+            self.config.ports_file, api_port=None, client_hosts=("127.0.0.1",), peer_host="127.0.0.1"
         )
         self._flags = known_flags(run_for_text(binary.path, "--help"))
         self._process: subprocess.Popen[bytes] | None = None

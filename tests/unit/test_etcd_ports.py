@@ -15,7 +15,7 @@ HOST = "127.0.0.1"
 
 
 def choose(file: Path, api_port: int | None = None) -> Ports:
-    return choose_ports(file, api_port=api_port, client_host=HOST, peer_host=HOST)
+    return choose_ports(file, api_port=api_port, client_hosts=(HOST,), peer_host=HOST)
 
 
 @contextmanager
@@ -84,4 +84,4 @@ def test_a_spoiled_file_is_replaced(file: Path, content: str) -> None:
 
 def test_an_address_that_is_not_ours_is_an_error(file: Path) -> None:
     with pytest.raises(OSError, match="assign"):
-        choose_ports(file, api_port=7400, client_host="192.0.2.1", peer_host=HOST)
+        choose_ports(file, api_port=7400, client_hosts=("192.0.2.1",), peer_host=HOST)
