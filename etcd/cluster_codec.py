@@ -1,4 +1,4 @@
-"""The records below `/cluster/` as protobuf: hosts, drains, removals, join tokens.
+"""The records below `/cluster/` as protobuf: hosts, drains, removals, join tokens, claims on names.
 
 As `etcd/codec.py` for tasks and nodes. What cannot be read raises RecordCorrupt.
 """
@@ -13,6 +13,7 @@ from etcd import keys
 from etcd.codec import get_time, set_time
 from etcd.errors import RecordCorrupt
 from node.core import model
+from node.core.newcomer import NameClaim
 from pilfer.v1 import records_pb2 as pb
 
 _Message = TypeVar("_Message", bound=Message)
@@ -66,6 +67,17 @@ def encode_removal(removal: model.Removal) -> bytes:
 def decode_removal(key: bytes, value: bytes) -> model.Removal:
     message = _parse(pb.Removal, key, value)
     return model.Removal(name=message.name, at=get_time(message.at))
+
+
+def encode_name_claim(claim: NameClaim) -> bytes:
+    message = pb.NameClaim(host_id=claim.host_id)
+    set_time(message.at, claim.at)
+    return message.SerializeToString()
+
+
+def decode_name_claim(key: bytes, value: bytes) -> NameClaim:
+    message = _parse(pb.NameClaim, key, value)
+    return NameClaim(host_id=message.host_id, at=get_time(message.at))
 
 
 def encode_token(token: model.JoinToken) -> bytes:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from urllib.parse import quote
 
 from etcd.errors import RecordCorrupt
 from etcd.port import KeyRange
@@ -112,6 +113,11 @@ def removed_key(host_id: str) -> bytes:
 
 def token_key(token_id: str) -> bytes:
     return b"%btokens/%b" % (_CLUSTER, _id(token_id))
+
+
+def name_key(name: str) -> bytes:
+    """Who was given this name for a node; a user's text, and so percent-encoded."""
+    return cluster_key("names", quote(name, safe=""))
 
 
 def voters_key() -> bytes:

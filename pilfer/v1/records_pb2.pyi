@@ -296,3 +296,11 @@ class JoinToken(_message.Message):
     used_by: _containers.RepeatedScalarFieldContainer[str]
     revoked: bool
     def __init__(self, id: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., uses: _Optional[int] = ..., used_by: _Optional[_Iterable[str]] = ..., revoked: _Optional[bool] = ...) -> None: ...
+
+class NameClaim(_message.Message):
+    __slots__ = ("host_id", "at")
+    HOST_ID_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    host_id: str
+    at: _timestamp_pb2.Timestamp
+    def __init__(self, host_id: _Optional[str] = ..., at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
