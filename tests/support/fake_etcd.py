@@ -16,10 +16,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from etcd.errors import Compacted, InvalidRequest, OutcomeUnknown, StoreUnavailable
+from etcd.errors import Compacted, InvalidRequest, MembershipRefused, OutcomeUnknown, StoreUnavailable
 from etcd.port import (
     Alarm,
     Event,
@@ -35,11 +36,10 @@ from etcd.port import (
     TxnResult,
     WatchBatch,
 )
+from tests.support.fake_membership import MEMBER_ID
 from tests.support.fake_store import Change, FakeStore, contains
 
 _Answer = TypeVar("_Answer")
-
-MEMBER_ID = 0xFA4E
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,16 @@ def no_faults(_method: str, _argument: object) -> Fault | None:
 class FakeEtcd:
     """One client of a FakeStore."""
 
-    def __init__(self, store: FakeStore | None = None, *, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        store: FakeStore | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+        member_id: int = MEMBER_ID,
+    ) -> None:
+        """member_id: the member that is asked first; while it does not run, another one answers."""
         self.store = store or FakeStore()
+        self.member_id = member_id
         #: Called with method name and argument before each call; a Fault makes it fail.
         self.faults: Callable[[str, object], Fault | None] = no_faults
         self._healed = asyncio.Event()
@@ -181,20 +189,70 @@ class FakeEtcd:
 
         await self._call("disarm", alarm, disarm, timeout_s, is_write=True)
 
+    async def snapshot(self, file: Path, *, timeout_s: float = 600.0) -> int:
+        """The keys and values, one per line, for people."""
+
+        def write() -> int:
+            return file.write_bytes(b"".join(b"%r %r\n" % (kv.key, kv.value) for kv in self.store.read_all()))
+
+        return await self._call("snapshot", file, write, timeout_s, is_write=False)
+
     async def members(self, *, timeout_s: float = 3.0) -> tuple[Member, ...]:
-        member = Member(MEMBER_ID, "fake", ("https://127.0.0.1:2",), ("https://127.0.0.1:1",))
-        return await self._call("members", None, lambda: (member,), timeout_s, is_write=False)
+        def look() -> tuple[Member, ...]:
+            return tuple(self.store.membership.members.values())
+
+        return await self._call("members", None, look, timeout_s, is_write=False)
+
+    async def add_learner(self, peer_urls: Sequence[str], *, timeout_s: float = 5.0) -> Member:
+        urls = tuple(peer_urls)
+
+        def add() -> Member:
+            return self.store.membership.add_learner(urls, self.now())
+
+        return await self._call("add_learner", urls, add, timeout_s, is_write=True)
+
+    async def promote(self, member_id: int, *, timeout_s: float = 5.0) -> None:
+        def promote() -> None:
+            self.store.membership.promote(member_id, self.now())
+
+        await self._call("promote", member_id, promote, timeout_s, is_write=True)
+
+    async def remove_member(self, member_id: int, *, timeout_s: float = 5.0) -> None:
+        def remove() -> None:
+            self.store.membership.remove(member_id, self.now())
+
+        await self._call("remove_member", member_id, remove, timeout_s, is_write=True)
+
+    async def update_member(self, member_id: int, peer_urls: Sequence[str], *, timeout_s: float = 5.0) -> None:
+        def update() -> None:
+            self.store.membership.update(member_id, peer_urls)
+
+        await self._call("update_member", (member_id, tuple(peer_urls)), update, timeout_s, is_write=True)
+
+    async def move_leader(self, member_id: int, *, timeout_s: float = 5.0) -> None:
+        def move() -> None:
+            self.store.membership.move_leader(member_id, asked=self._asked)
+
+        await self._call("move_leader", member_id, move, timeout_s, is_write=True)
 
     # Behind it
 
+    @property
+    def _asked(self) -> int:
+        membership = self.store.membership
+        return self.member_id if membership.is_running(self.member_id) else membership.leader_id
+
     def _status(self) -> MemberStatus:
+        membership = self.store.membership
+        asked = membership.members.get(self._asked)
         return MemberStatus(
             version="3.5.30",
             db_size_bytes=self.store.file_bytes,
             db_in_use_bytes=self.store.in_use_bytes(),
-            leader_id=MEMBER_ID,
-            member_id=MEMBER_ID,
+            leader_id=membership.leader_id if membership.has_quorum else 0,
+            member_id=self._asked,
             revision=self.store.revision,
+            is_learner=asked is not None and asked.is_learner,
         )
 
     async def _call(
@@ -211,6 +269,9 @@ class FakeEtcd:
         await asyncio.sleep(self.latency())
         if not await self.arrives(timeout_s):
             raise error(f"fake: {method}: no answer within {timeout_s} s")
+        if not self.store.membership.has_quorum and method not in ("status", "snapshot"):
+            await asyncio.sleep(timeout_s)
+            raise error(f"fake: {method}: no quorum")
         self.tick()
         return act()
 
@@ -228,7 +289,7 @@ class FakeEtcd:
         def apply() -> None:
             try:
                 act()
-            except (InvalidRequest, Compacted):
+            except (InvalidRequest, MembershipRefused, Compacted):
                 return  # refused, and nobody is listening any more
 
         if seconds <= 0:

@@ -34,6 +34,7 @@ from etcd.port import (
     Txn,
     TxnResult,
 )
+from tests.support.fake_membership import FakeMembership
 
 #: etcd's defaults.
 MAX_TXN_OPS = 128
@@ -84,6 +85,7 @@ class FakeStore:
         self._versions: dict[bytes, list[KeyValue]] = {}
         self._leases: dict[int, _LeaseState] = {}
         self._next_lease = 7_000_000_000_000_000
+        self.membership = FakeMembership()
 
     # Reading
 
