@@ -53,6 +53,7 @@ _REFUSALS: tuple[tuple[grpc.StatusCode, str, type[StoreError]], ...] = (
     (grpc.StatusCode.FAILED_PRECONDITION, "can only promote a learner member", MemberNotLearner),
     (grpc.StatusCode.FAILED_PRECONDITION, "too many learner members", MembershipRefused),
     (grpc.StatusCode.FAILED_PRECONDITION, "not enough started members", MembershipRefused),
+    (grpc.StatusCode.UNKNOWN, "not enough started members", MembershipRefused),  # 3.5, of a removal
     (grpc.StatusCode.FAILED_PRECONDITION, "Peer URLs already exists", MembershipRefused),
     (grpc.StatusCode.FAILED_PRECONDITION, "member ID already exist", MembershipRefused),
     (grpc.StatusCode.FAILED_PRECONDITION, "not leader", MembershipRefused),

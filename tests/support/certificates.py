@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography import x509
@@ -12,33 +13,52 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from etcd.endpoints import ClientTls
+from pilfer.address import NODE_DNS_NAME
 
 _DAY = datetime.timedelta(days=1)
 
 
+#: In the certificates of members, and in no other.
+MEMBER_NAME = "member.test"
+
+
 def make_tls(directory: Path, name: str = "node") -> ClientTls:
     """A CA of its own and one certificate below it, as files in `directory`."""
+    return make_several(directory, {name: True})[name]
+
+
+def make_several(directory: Path, is_member: Mapping[str, bool]) -> dict[str, ClientTls]:
+    """One CA and several certificates below it, by name; those of members carry MEMBER_NAME."""
     directory.mkdir(parents=True, exist_ok=True)
     ca_key = ec.generate_private_key(ec.SECP256R1())
+    name = "+".join(is_member)
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"test CA of {name}")])
     ca = (
         _builder(ca_name, ca_name, ca_key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(ca_key, hashes.SHA256())
     )
+    ca_file = directory / "ca.crt"
+    ca_file.write_bytes(ca.public_bytes(serialization.Encoding.PEM))
+    return {leaf: _leaf(directory, leaf, ca_name, ca_key, member) for leaf, member in is_member.items()}
+
+
+def _leaf(
+    directory: Path, name: str, ca_name: x509.Name, ca_key: ec.EllipticCurvePrivateKey, is_member: bool
+) -> ClientTls:
     key = ec.generate_private_key(ec.SECP256R1())
     own = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    names = ["localhost", *([MEMBER_NAME] if is_member else [])]
     hosts = [x509.IPAddress(ipaddress.ip_address(f"127.0.0.{i}")) for i in range(1, 4)]
     certificate = (
         _builder(own, ca_name, key.public_key())
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost"), *hosts]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([*map(x509.DNSName, names), *hosts]), critical=False)
         .add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
         )
         .sign(ca_key, hashes.SHA256())
     )
     tls = ClientTls(directory / "ca.crt", directory / f"{name}.crt", directory / f"{name}.key")
-    tls.ca.write_bytes(ca.public_bytes(serialization.Encoding.PEM))
     tls.cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     tls.key.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

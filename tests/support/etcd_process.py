@@ -15,7 +15,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,9 @@ import pytest_asyncio
 from etcd.binary import EtcdBinary, EtcdNotFound, find_etcd, run_for_text
 from etcd.client import EtcdClient
 from etcd.errors import StoreError
-from etcd.port import Delete, Etcd, Range, Txn
+from etcd.port import Delete, Etcd, Member, Range, Txn
 from etcd.ports import Ports, choose_ports
-from etcd.server_flags import EtcdConfig, arguments, known_flags
+from etcd.server_flags import EtcdConfig, arguments, known_flags, peer_url
 from tests.support.certificates import make_tls
 from tests.support.require import require
 from tests.support.wait import wait_until, wait_until_sync
@@ -47,11 +48,25 @@ def etcd_binary() -> EtcdBinary:
 class EtcdProcess:
     """One etcd, started and stopped by the test."""
 
-    def __init__(self, binary: EtcdBinary, directory: Path, *, quota_bytes: int = 1 << 30, name: str = "test") -> None:
+    def __init__(
+        self,
+        binary: EtcdBinary,
+        directory: Path,
+        *,
+        quota_bytes: int = 1 << 30,
+        name: str = "test",
+        joins: EtcdProcess | None = None,
+    ) -> None:
+        """joins: not a cluster of its own, but one more member of this one's; call `start` with the members then."""
         self.directory = directory
-        self.tls = make_tls(directory / "pki")
+        self.tls = joins.tls if joins else make_tls(directory / "pki")
         self.config = EtcdConfig(
-            binary=binary, name=name, directory=directory / "etcd", tls=self.tls, quota_bytes=quota_bytes
+            binary=binary,
+            name=name,
+            directory=directory / "etcd",
+            tls=self.tls,
+            quota_bytes=quota_bytes,
+            state="existing" if joins else "new",
         )
         self.config.data_dir.mkdir(parents=True, mode=0o700, exist_ok=True)
         self.ports: Ports = choose_ports(
@@ -65,6 +80,10 @@ class EtcdProcess:
         return f"127.0.0.1:{self.ports.client}"
 
     @property
+    def peer_url(self) -> str:
+        return peer_url(self.config, self.ports)
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
@@ -73,7 +92,11 @@ class EtcdProcess:
         """A new client; the caller closes it."""
         return EtcdClient([self.address], self.tls)
 
-    def start(self) -> None:
+    def start(self, others: Sequence[Member] = ()) -> None:
+        """others: the members before it, where it joins these."""
+        if others:
+            known = tuple((member.name, url) for member in others for url in member.peer_urls)
+            self.config = replace(self.config, initial_cluster=known)
         with self.config.output_file.open("ab") as output:
             self._process = subprocess.Popen(
                 [

@@ -51,6 +51,7 @@ DEFINITE: list[tuple[Code, str, type[StoreError]]] = [
         "etcdserver: re-configuration failed due to not enough started members",
         MembershipRefused,
     ),
+    (Code.UNKNOWN, "etcdserver: re-configuration failed due to not enough started members", MembershipRefused),
     (Code.FAILED_PRECONDITION, "etcdserver: Peer URLs already exists", MembershipRefused),
     (Code.FAILED_PRECONDITION, "etcdserver: not leader", MembershipRefused),
     (Code.FAILED_PRECONDITION, "etcdserver: lease already exists", InvalidRequest),
