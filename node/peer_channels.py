@@ -25,7 +25,7 @@ from urllib.parse import quote, unquote
 
 import grpc
 
-from node.trust import NODE_DNS_NAME
+from pilfer.address import NODE_DNS_NAME
 from pilfer.v1 import nodes_pb2_grpc, tasks_pb2_grpc
 
 #: A channel older than this is replaced by one that reads the certificates anew.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +20,8 @@ from grpc_reflection.v1alpha import reflection
 
 from node.api import TaskCalls
 from node.api_log import LogCall
-from node.api_nodes import NodeCalls
 from node.api_watch import WatchCall
+from node.callers import CallerCheck
 from node.trust import Trust
 from pilfer.v1 import nodes_pb2, nodes_pb2_grpc, tasks_pb2, tasks_pb2_grpc
 
@@ -62,9 +62,22 @@ def task_service(calls: TaskCalls, watch: WatchCall, log: LogCall) -> tasks_pb2_
     return cast("tasks_pb2_grpc.TaskServiceServicer", methods)
 
 
-def node_service(calls: NodeCalls) -> nodes_pb2_grpc.NodeServiceServicer:
-    """NodeService, as `task_service`."""
-    return cast("nodes_pb2_grpc.NodeServiceServicer", calls)
+def node_service(*parts: object) -> nodes_pb2_grpc.NodeServiceServicer:
+    """NodeService, as `task_service`, from parts that each have some of its methods; what none has is UNIMPLEMENTED.
+
+    Raises ValueError when two parts have the same method: one of them would never be called.
+    """
+    methods = SimpleNamespace()
+    for method in nodes_pb2.DESCRIPTOR.services_by_name["NodeService"].methods:
+        found = [getattr(part, method.name) for part in parts if hasattr(part, method.name)]
+        if len(found) > 1:
+            raise ValueError(f"{method.name} is there {len(found)} times")
+        setattr(methods, method.name, found[0] if found else _unimplemented)
+    return cast("nodes_pb2_grpc.NodeServiceServicer", methods)
+
+
+async def _unimplemented(_request: object, context: Any) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this node does not know that call: another version has it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +95,14 @@ async def serving(
     *,
     socket: Path,
     listen: Listen | None,
+    is_removed: Callable[[str], bool] = lambda _host_id: False,
     stop_grace_s: float = 1.0,
 ) -> AsyncIterator[str | None]:
-    """Serves while entered. Raises AddressInUse. Gives the TCP address, with the port that was chosen for port 0."""
-    server = grpc.aio.server(options=OPTIONS)
+    """Serves while entered. Raises AddressInUse. Gives the TCP address, with the port that was chosen for port 0.
+
+    is_removed: whether the host with this id was removed from the cluster; its certificates are refused.
+    """
+    server = grpc.aio.server(interceptors=(CallerCheck(is_removed),), options=OPTIONS)
     tasks_pb2_grpc.add_TaskServiceServicer_to_server(tasks, server)
     nodes_pb2_grpc.add_NodeServiceServicer_to_server(nodes, server)
     healthy = health.aio.HealthServicer()

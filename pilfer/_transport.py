@@ -22,7 +22,7 @@ import grpc
 from google.protobuf.message import Message
 
 from pilfer._status import RpcStatus, error_of
-from pilfer.address import CERTIFICATE_FILES, TcpTarget, UnixTarget
+from pilfer.address import CERTIFICATE_FILES, NODE_DNS_NAME, TcpTarget, UnixTarget
 from pilfer.errors import InvalidAddress
 from pilfer.v1 import nodes_pb2, tasks_pb2
 
@@ -49,6 +49,8 @@ _OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
+#: A node's certificate says that it is one, not where it is: addresses change, and may be forwarded ones.
+_TLS_OPTIONS: list[tuple[str, str | int]] = [*_OPTIONS, ("grpc.ssl_target_name_override", NODE_DNS_NAME)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ class BlockingTransport:
                 self._channel = (
                     grpc.insecure_channel(name, _OPTIONS)
                     if credentials is None
-                    else grpc.secure_channel(name, credentials, _OPTIONS)
+                    else grpc.secure_channel(name, credentials, _TLS_OPTIONS)
                 )
             return self._channel
 
@@ -194,7 +196,7 @@ class AsyncTransport:
             self._channel = (
                 grpc.aio.insecure_channel(name, _OPTIONS)
                 if credentials is None
-                else grpc.aio.secure_channel(name, credentials, _OPTIONS)
+                else grpc.aio.secure_channel(name, credentials, _TLS_OPTIONS)
             )
         return self._channel
 

@@ -17,6 +17,8 @@ from pilfer.errors import InvalidAddress
 SOCKET_NAME = "node.sock"
 #: What a client shows and checks; the names are those that `node start` writes.
 CERTIFICATE_FILES = ("ca.crt", "client.crt", "client.key")
+#: In every node's certificate, and in no other: what is checked of a node, whatever address it was reached by.
+NODE_DNS_NAME = "node.pilfer.internal"
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 
