@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from etcd.endpoints import ClientTls
-from pilfer.address import NODE_DNS_NAME
 
 _DAY = datetime.timedelta(days=1)
 
