@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from pilfer.v1 import records_pb2 as pilfer_dot_v1_dot_records__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pilfer/v1/nodes.proto\x12\tpilfer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17pilfer/v1/records.proto\"\x12\n\x10ListNodesRequest\"\xc3\x02\n\x08NodeView\x12\x1d\n\x04node\x18\x01 \x01(\x0b\x32\x0f.pilfer.v1.Node\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0c\n\x04load\x18\x04 \x01(\x01\x12\x0f\n\x07running\x18\x05 \x01(\x05\x12%\n\x08reserved\x18\x06 \x01(\x0b\x32\x13.pilfer.v1.Capacity\x12\'\n\x03now\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x65tcd_version\x18\x08 \x01(\t\x12-\n\tlast_seen\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08warnings\x18\n \x03(\t\x12#\n\x07\x61llowed\x18\x0b \x01(\x0b\x32\x12.pilfer.v1.Allowed\x12\x10\n\x08held_for\x18\x0c \x01(\t\"\x8b\x01\n\x07\x41llowed\x12\x16\n\x0emount_prefixes\x18\x01 \x03(\t\x12(\n\x06shares\x18\x02 \x03(\x0b\x32\x18.pilfer.v1.Allowed.Share\x12\x14\n\x0chost_network\x18\x03 \x01(\x08\x1a(\n\x05Share\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\tread_only\x18\x02 \x01(\x08\"7\n\x11ListNodesResponse\x12\"\n\x05nodes\x18\x01 \x03(\x0b\x32\x13.pilfer.v1.NodeView\"\x11\n\x0f\x44\x65scribeRequest\">\n\x0c\x44rainRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04undo\x18\x02 \x01(\x08\x12\x12\n\nlet_finish\x18\x03 \x01(\x08\"2\n\rDrainResponse\x12!\n\x04node\x18\x01 \x01(\x0b\x32\x13.pilfer.v1.NodeView\"\x1d\n\rRemoveRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"/\n\x0eRemoveResponse\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x18\n\nWhyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xb3\x01\n\x0bWhyResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.pilfer.v1.Task\x12,\n\x05nodes\x18\x02 \x03(\x0b\x32\x1d.pilfer.v1.WhyResponse.OfNode\x12\x0f\n\x07summary\x18\x03 \x01(\t\x1a\x46\n\x06OfNode\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x66its\x18\x03 \x01(\x08\x12\x0f\n\x07reasons\x18\x04 \x03(\t\"W\n\x12\x43reateTokenRequest\x12+\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x12\x0c\n\x04uses\x18\x02 \x01(\x05\x42\x06\n\x04_ttl\"H\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\"\n\x04view\x18\x02 \x01(\x0b\x32\x14.pilfer.v1.TokenView\"\xa4\x01\n\tTokenView\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04uses\x18\x04 \x01(\x05\x12\x0c\n\x04used\x18\x05 \x01(\x05\x12\x0f\n\x07revoked\x18\x06 \x01(\x08\"\x13\n\x11ListTokensRequest\":\n\x12ListTokensResponse\x12$\n\x06tokens\x18\x01 \x03(\x0b\x32\x14.pilfer.v1.TokenView\" \n\x12RevokeTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\":\n\x13RevokeTokenResponse\x12#\n\x05token\x18\x01 \x01(\x0b\x32\x14.pilfer.v1.TokenView\"R\n\rInviteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x06\n\x04_ttl\"]\n\x0eInviteResponse\x12\x16\n\x0e\x63\x61_certificate\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x11\n\taddresses\x18\x04 \x03(\t\"\xf7\x01\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08token_id\x18\x03 \x01(\t\x12\x12\n\ncluster_id\x18\x04 \x01(\t\x12\x0f\n\x07host_id\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x15\n\ris_name_given\x18\x07 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\t \x01(\x0c\x12\x12\n\nhost_names\x18\n \x03(\t\x12\'\n\x03now\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x84\x01\n\x0cJoinResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61_certificate\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x0c\n\x04name\x18\x04 \x01(\t\x12%\n\x08\x63ontacts\x18\x05 \x01(\x0b\x32\x13.pilfer.v1.Contacts\"N\n\x08\x43ontacts\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x16\n\x0e\x65tcd_endpoints\x18\x02 \x03(\t\x12\x16\n\x0enode_addresses\x18\x03 \x03(\t\"4\n\x0f\x43ontactsRequest\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07host_id\x18\x02 \x01(\t\"9\n\x10\x43ontactsResponse\x12%\n\x08\x63ontacts\x18\x01 \x01(\x0b\x32\x13.pilfer.v1.Contacts\"\x8a\x01\n\x0bSignRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x13\n\x0b\x63ommon_name\x18\x03 \x01(\t\x12\x12\n\nhost_names\x18\x04 \x03(\t\x12\'\n\x04life\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"#\n\x0cSignResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"\x17\n\x15ShareAuthorityRequest\"(\n\x16ShareAuthorityResponse\x12\x0e\n\x06\x63\x61_key\x18\x01 \x01(\x0c\x32\xf7\x06\n\x0bNodeService\x12\x46\n\tListNodes\x12\x1b.pilfer.v1.ListNodesRequest\x1a\x1c.pilfer.v1.ListNodesResponse\x12;\n\x08\x44\x65scribe\x12\x1a.pilfer.v1.DescribeRequest\x1a\x13.pilfer.v1.NodeView\x12:\n\x05\x44rain\x12\x17.pilfer.v1.DrainRequest\x1a\x18.pilfer.v1.DrainResponse\x12=\n\x06Remove\x12\x18.pilfer.v1.RemoveRequest\x1a\x19.pilfer.v1.RemoveResponse\x12\x34\n\x03Why\x12\x15.pilfer.v1.WhyRequest\x1a\x16.pilfer.v1.WhyResponse\x12L\n\x0b\x43reateToken\x12\x1d.pilfer.v1.CreateTokenRequest\x1a\x1e.pilfer.v1.CreateTokenResponse\x12I\n\nListTokens\x12\x1c.pilfer.v1.ListTokensRequest\x1a\x1d.pilfer.v1.ListTokensResponse\x12L\n\x0bRevokeToken\x12\x1d.pilfer.v1.RevokeTokenRequest\x1a\x1e.pilfer.v1.RevokeTokenResponse\x12=\n\x06Invite\x12\x18.pilfer.v1.InviteRequest\x1a\x19.pilfer.v1.InviteResponse\x12\x37\n\x04Join\x12\x16.pilfer.v1.JoinRequest\x1a\x17.pilfer.v1.JoinResponse\x12\x43\n\x08\x43ontacts\x12\x1a.pilfer.v1.ContactsRequest\x1a\x1b.pilfer.v1.ContactsResponse\x12\x37\n\x04Sign\x12\x16.pilfer.v1.SignRequest\x1a\x17.pilfer.v1.SignResponse\x12U\n\x0eShareAuthority\x12 .pilfer.v1.ShareAuthorityRequest\x1a!.pilfer.v1.ShareAuthorityResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pilfer/v1/nodes.proto\x12\tpilfer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17pilfer/v1/records.proto\"\x12\n\x10ListNodesRequest\"\xc3\x02\n\x08NodeView\x12\x1d\n\x04node\x18\x01 \x01(\x0b\x32\x0f.pilfer.v1.Node\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0c\n\x04load\x18\x04 \x01(\x01\x12\x0f\n\x07running\x18\x05 \x01(\x05\x12%\n\x08reserved\x18\x06 \x01(\x0b\x32\x13.pilfer.v1.Capacity\x12\'\n\x03now\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x65tcd_version\x18\x08 \x01(\t\x12-\n\tlast_seen\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08warnings\x18\n \x03(\t\x12#\n\x07\x61llowed\x18\x0b \x01(\x0b\x32\x12.pilfer.v1.Allowed\x12\x10\n\x08held_for\x18\x0c \x01(\t\"\x8b\x01\n\x07\x41llowed\x12\x16\n\x0emount_prefixes\x18\x01 \x03(\t\x12(\n\x06shares\x18\x02 \x03(\x0b\x32\x18.pilfer.v1.Allowed.Share\x12\x14\n\x0chost_network\x18\x03 \x01(\x08\x1a(\n\x05Share\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\tread_only\x18\x02 \x01(\x08\"7\n\x11ListNodesResponse\x12\"\n\x05nodes\x18\x01 \x03(\x0b\x32\x13.pilfer.v1.NodeView\"\x11\n\x0f\x44\x65scribeRequest\">\n\x0c\x44rainRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04undo\x18\x02 \x01(\x08\x12\x12\n\nlet_finish\x18\x03 \x01(\x08\"2\n\rDrainResponse\x12!\n\x04node\x18\x01 \x01(\x0b\x32\x13.pilfer.v1.NodeView\"\x1d\n\rRemoveRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"/\n\x0eRemoveResponse\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x18\n\nWhyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xb3\x01\n\x0bWhyResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.pilfer.v1.Task\x12,\n\x05nodes\x18\x02 \x03(\x0b\x32\x1d.pilfer.v1.WhyResponse.OfNode\x12\x0f\n\x07summary\x18\x03 \x01(\t\x1a\x46\n\x06OfNode\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x66its\x18\x03 \x01(\x08\x12\x0f\n\x07reasons\x18\x04 \x03(\t\"W\n\x12\x43reateTokenRequest\x12+\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x12\x0c\n\x04uses\x18\x02 \x01(\x05\x42\x06\n\x04_ttl\"[\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\"\n\x04view\x18\x02 \x01(\x0b\x32\x14.pilfer.v1.TokenView\x12\x11\n\taddresses\x18\x03 \x03(\t\"\xa2\x01\n\x10JoinTokenContent\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x10\n\x08token_id\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61_certificate\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\x12\x0b\n\x03key\x18\x05 \x01(\x0c\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa4\x01\n\tTokenView\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04uses\x18\x04 \x01(\x05\x12\x0c\n\x04used\x18\x05 \x01(\x05\x12\x0f\n\x07revoked\x18\x06 \x01(\x08\"\x13\n\x11ListTokensRequest\":\n\x12ListTokensResponse\x12$\n\x06tokens\x18\x01 \x03(\x0b\x32\x14.pilfer.v1.TokenView\" \n\x12RevokeTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\":\n\x13RevokeTokenResponse\x12#\n\x05token\x18\x01 \x01(\x0b\x32\x14.pilfer.v1.TokenView\"R\n\rInviteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x06\n\x04_ttl\"]\n\x0eInviteResponse\x12\x16\n\x0e\x63\x61_certificate\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x11\n\taddresses\x18\x04 \x03(\t\"\xf7\x01\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08token_id\x18\x03 \x01(\t\x12\x12\n\ncluster_id\x18\x04 \x01(\t\x12\x0f\n\x07host_id\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x15\n\ris_name_given\x18\x07 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\t \x01(\x0c\x12\x12\n\nhost_names\x18\n \x03(\t\x12\'\n\x03now\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x84\x01\n\x0cJoinResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61_certificate\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x0c\n\x04name\x18\x04 \x01(\t\x12%\n\x08\x63ontacts\x18\x05 \x01(\x0b\x32\x13.pilfer.v1.Contacts\"N\n\x08\x43ontacts\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x16\n\x0e\x65tcd_endpoints\x18\x02 \x03(\t\x12\x16\n\x0enode_addresses\x18\x03 \x03(\t\"4\n\x0f\x43ontactsRequest\x12\x10\n\x08protocol\x18\x01 \x01(\x05\x12\x0f\n\x07host_id\x18\x02 \x01(\t\"9\n\x10\x43ontactsResponse\x12%\n\x08\x63ontacts\x18\x01 \x01(\x0b\x32\x13.pilfer.v1.Contacts\"\x8a\x01\n\x0bSignRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x13\n\x0b\x63ommon_name\x18\x03 \x01(\t\x12\x12\n\nhost_names\x18\x04 \x03(\t\x12\'\n\x04life\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"#\n\x0cSignResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"\x17\n\x15ShareAuthorityRequest\"(\n\x16ShareAuthorityResponse\x12\x0e\n\x06\x63\x61_key\x18\x01 \x01(\x0c\x32\xf7\x06\n\x0bNodeService\x12\x46\n\tListNodes\x12\x1b.pilfer.v1.ListNodesRequest\x1a\x1c.pilfer.v1.ListNodesResponse\x12;\n\x08\x44\x65scribe\x12\x1a.pilfer.v1.DescribeRequest\x1a\x13.pilfer.v1.NodeView\x12:\n\x05\x44rain\x12\x17.pilfer.v1.DrainRequest\x1a\x18.pilfer.v1.DrainResponse\x12=\n\x06Remove\x12\x18.pilfer.v1.RemoveRequest\x1a\x19.pilfer.v1.RemoveResponse\x12\x34\n\x03Why\x12\x15.pilfer.v1.WhyRequest\x1a\x16.pilfer.v1.WhyResponse\x12L\n\x0b\x43reateToken\x12\x1d.pilfer.v1.CreateTokenRequest\x1a\x1e.pilfer.v1.CreateTokenResponse\x12I\n\nListTokens\x12\x1c.pilfer.v1.ListTokensRequest\x1a\x1d.pilfer.v1.ListTokensResponse\x12L\n\x0bRevokeToken\x12\x1d.pilfer.v1.RevokeTokenRequest\x1a\x1e.pilfer.v1.RevokeTokenResponse\x12=\n\x06Invite\x12\x18.pilfer.v1.InviteRequest\x1a\x19.pilfer.v1.InviteResponse\x12\x37\n\x04Join\x12\x16.pilfer.v1.JoinRequest\x1a\x17.pilfer.v1.JoinResponse\x12\x43\n\x08\x43ontacts\x12\x1a.pilfer.v1.ContactsRequest\x1a\x1b.pilfer.v1.ContactsResponse\x12\x37\n\x04Sign\x12\x16.pilfer.v1.SignRequest\x1a\x17.pilfer.v1.SignResponse\x12U\n\x0eShareAuthority\x12 .pilfer.v1.ShareAuthorityRequest\x1a!.pilfer.v1.ShareAuthorityResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -63,39 +63,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATETOKENREQUEST']._serialized_start=1094
   _globals['_CREATETOKENREQUEST']._serialized_end=1181
   _globals['_CREATETOKENRESPONSE']._serialized_start=1183
-  _globals['_CREATETOKENRESPONSE']._serialized_end=1255
-  _globals['_TOKENVIEW']._serialized_start=1258
-  _globals['_TOKENVIEW']._serialized_end=1422
-  _globals['_LISTTOKENSREQUEST']._serialized_start=1424
-  _globals['_LISTTOKENSREQUEST']._serialized_end=1443
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=1445
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=1503
-  _globals['_REVOKETOKENREQUEST']._serialized_start=1505
-  _globals['_REVOKETOKENREQUEST']._serialized_end=1537
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=1539
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=1597
-  _globals['_INVITEREQUEST']._serialized_start=1599
-  _globals['_INVITEREQUEST']._serialized_end=1681
-  _globals['_INVITERESPONSE']._serialized_start=1683
-  _globals['_INVITERESPONSE']._serialized_end=1776
-  _globals['_JOINREQUEST']._serialized_start=1779
-  _globals['_JOINREQUEST']._serialized_end=2026
-  _globals['_JOINRESPONSE']._serialized_start=2029
-  _globals['_JOINRESPONSE']._serialized_end=2161
-  _globals['_CONTACTS']._serialized_start=2163
-  _globals['_CONTACTS']._serialized_end=2241
-  _globals['_CONTACTSREQUEST']._serialized_start=2243
-  _globals['_CONTACTSREQUEST']._serialized_end=2295
-  _globals['_CONTACTSRESPONSE']._serialized_start=2297
-  _globals['_CONTACTSRESPONSE']._serialized_end=2354
-  _globals['_SIGNREQUEST']._serialized_start=2357
-  _globals['_SIGNREQUEST']._serialized_end=2495
-  _globals['_SIGNRESPONSE']._serialized_start=2497
-  _globals['_SIGNRESPONSE']._serialized_end=2532
-  _globals['_SHAREAUTHORITYREQUEST']._serialized_start=2534
-  _globals['_SHAREAUTHORITYREQUEST']._serialized_end=2557
-  _globals['_SHAREAUTHORITYRESPONSE']._serialized_start=2559
-  _globals['_SHAREAUTHORITYRESPONSE']._serialized_end=2599
-  _globals['_NODESERVICE']._serialized_start=2602
-  _globals['_NODESERVICE']._serialized_end=3489
+  _globals['_CREATETOKENRESPONSE']._serialized_end=1274
+  _globals['_JOINTOKENCONTENT']._serialized_start=1277
+  _globals['_JOINTOKENCONTENT']._serialized_end=1439
+  _globals['_TOKENVIEW']._serialized_start=1442
+  _globals['_TOKENVIEW']._serialized_end=1606
+  _globals['_LISTTOKENSREQUEST']._serialized_start=1608
+  _globals['_LISTTOKENSREQUEST']._serialized_end=1627
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=1629
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=1687
+  _globals['_REVOKETOKENREQUEST']._serialized_start=1689
+  _globals['_REVOKETOKENREQUEST']._serialized_end=1721
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=1723
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=1781
+  _globals['_INVITEREQUEST']._serialized_start=1783
+  _globals['_INVITEREQUEST']._serialized_end=1865
+  _globals['_INVITERESPONSE']._serialized_start=1867
+  _globals['_INVITERESPONSE']._serialized_end=1960
+  _globals['_JOINREQUEST']._serialized_start=1963
+  _globals['_JOINREQUEST']._serialized_end=2210
+  _globals['_JOINRESPONSE']._serialized_start=2213
+  _globals['_JOINRESPONSE']._serialized_end=2345
+  _globals['_CONTACTS']._serialized_start=2347
+  _globals['_CONTACTS']._serialized_end=2425
+  _globals['_CONTACTSREQUEST']._serialized_start=2427
+  _globals['_CONTACTSREQUEST']._serialized_end=2479
+  _globals['_CONTACTSRESPONSE']._serialized_start=2481
+  _globals['_CONTACTSRESPONSE']._serialized_end=2538
+  _globals['_SIGNREQUEST']._serialized_start=2541
+  _globals['_SIGNREQUEST']._serialized_end=2679
+  _globals['_SIGNRESPONSE']._serialized_start=2681
+  _globals['_SIGNRESPONSE']._serialized_end=2716
+  _globals['_SHAREAUTHORITYREQUEST']._serialized_start=2718
+  _globals['_SHAREAUTHORITYREQUEST']._serialized_end=2741
+  _globals['_SHAREAUTHORITYRESPONSE']._serialized_start=2743
+  _globals['_SHAREAUTHORITYRESPONSE']._serialized_end=2783
+  _globals['_NODESERVICE']._serialized_start=2786
+  _globals['_NODESERVICE']._serialized_end=3673
 # @@protoc_insertion_point(module_scope)

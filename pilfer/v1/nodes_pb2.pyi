@@ -136,12 +136,30 @@ class CreateTokenRequest(_message.Message):
     def __init__(self, ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., uses: _Optional[int] = ...) -> None: ...
 
 class CreateTokenResponse(_message.Message):
-    __slots__ = ("token", "view")
+    __slots__ = ("token", "view", "addresses")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     token: str
     view: TokenView
-    def __init__(self, token: _Optional[str] = ..., view: _Optional[_Union[TokenView, _Mapping]] = ...) -> None: ...
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, token: _Optional[str] = ..., view: _Optional[_Union[TokenView, _Mapping]] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class JoinTokenContent(_message.Message):
+    __slots__ = ("cluster_id", "token_id", "ca_certificate", "certificate", "key", "expires_at")
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    CA_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    cluster_id: str
+    token_id: str
+    ca_certificate: bytes
+    certificate: bytes
+    key: bytes
+    expires_at: _timestamp_pb2.Timestamp
+    def __init__(self, cluster_id: _Optional[str] = ..., token_id: _Optional[str] = ..., ca_certificate: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., key: _Optional[bytes] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class TokenView(_message.Message):
     __slots__ = ("id", "created_at", "expires_at", "uses", "used", "revoked")
