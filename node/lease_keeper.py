@@ -3,6 +3,8 @@
 The coroutines behind `node/session.py`, which gives them a thread; whoever has a loop with virtual time runs them on
 it directly. What the answers mean is decided by `node/core/fence.py`.
 
+The node's key is written together with the host's record (`node/host_record.py`): one node per host.
+
 Two lanes: one long stream of pings, and, while that is silent for longer than a ping may take, a second one on a new
 connection to another member (a cut of 3 s costs TCP alone 4.6 s). The first answer of either moves the deadline.
 """
@@ -19,19 +21,17 @@ from typing import Protocol
 from etcd.errors import Compacted, OutcomeUnknown, StoreError, StoreUnavailable
 from etcd.identity import Identity
 from etcd.port import (
-    Compare,
     Etcd,
     KeepAliveStream,
     KeyRange,
     Lease,
     Put,
     Range,
-    RangeResult,
-    Relation,
-    Target,
-    Txn,
 )
+from node import host_record
 from node.core.fence import Fence, Lane
+from node.core.model import Host
+from node.host_record import HostInUse, NodeRemoved, SeenHost
 
 #: Pauses between attempts, doubled from the first to the last, each drawn from its upper half.
 FIRST_PAUSE_S = 0.05
@@ -41,6 +41,14 @@ CALL_TIMEOUT_S = 2.0
 #: How often the second lane looks whether it is still needed; only while the first is silent.
 LOOK_S = 0.1
 LEAVE_TIMEOUT_S = 2.0
+#: How often a host whose last node is still there is looked at.
+LOOK_AT_HOST_S = 0.25
+#: Beyond two TTLs: a new leader of etcd starts every lease anew, and may take a while to be elected.
+IN_USE_MARGIN_S = 5.0
+
+
+class _HostChanged(StoreError):  # noqa: N818  (named as the errors of the store)
+    """The host's record was written between look and registration."""
 
 
 class SessionEtcd(Etcd, Protocol):
@@ -61,6 +69,7 @@ class LeaseKeeper:
         ttl_s: float,
         host_id: str,
         record: Callable[[str], bytes],
+        host: Callable[[str], Host],
         key: Callable[[str], bytes],
         on_deadline: Callable[[float], None],
         clock: Callable[[], float],
@@ -71,6 +80,7 @@ class LeaseKeeper:
         self._ttl_s = ttl_s
         self._host_id = host_id
         self._record = record
+        self._host = host
         self._key = key
         self._on_deadline = on_deadline
         self._clock = clock
@@ -80,6 +90,8 @@ class LeaseKeeper:
         self._identity: Identity | None = None
         self._fence: Fence | None = None
         self._lost = asyncio.Event()
+        #: The living node of this host that was found at joining, and since when.
+        self._in_use: tuple[str, float] | None = None
 
     @property
     def lease_id(self) -> int:
@@ -93,17 +105,25 @@ class LeaseKeeper:
         return self._fence is None or self._fence.is_at_risk(self._clock())
 
     async def join(self, timeout_s: float) -> Identity:
-        """A lease, and the node's key on it. Raises the last StoreError when that takes longer than timeout_s."""
+        """A lease, and the node's key on it. Raises the last StoreError when etcd takes longer than timeout_s,
+        NodeRemoved, and HostInUse; the latter after the lease of a last run, whose end was not in order, must have run
+        out: `in_use_patience_s` at most."""
         self._etcd = self._make_etcd()
         give_up_at = self._clock() + timeout_s
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                return await self._try_to_join(self._etcd, give_up_at)
+                seen = await self._free_host(self._etcd)
+                return await self._try_to_join(self._etcd, seen, give_up_at)
             except StoreError:
                 if self._clock() >= give_up_at:
                     raise
             pause_s = await self._pause(pause_s)
+
+    @property
+    def in_use_patience_s(self) -> float:
+        """How long the lease of this host's last run may live on."""
+        return 2 * self._ttl_s + IN_USE_MARGIN_S
 
     async def keep(self) -> str:
         """Keeps the lease until it is known lost; answers why. Ends otherwise only by being canceled."""
@@ -125,32 +145,57 @@ class LeaseKeeper:
         if etcd is None:
             return
         try:
-            if revoke and self._lease is not None and not self._lost.is_set():
-                with contextlib.suppress(StoreError):
-                    await etcd.lease_revoke(self._lease.id, timeout_s=LEAVE_TIMEOUT_S)
+            if revoke and self._lease is not None and self._identity is not None and not self._lost.is_set():
+                # Side by side: where etcd does not answer, neither makes the other wait.
+                await asyncio.gather(self._note_end(etcd, self._identity), self._revoke_lease(etcd, self._lease))
         finally:
             await etcd.close()
 
+    async def _note_end(self, etcd: Etcd, identity: Identity) -> None:
+        host = self._host(identity.node_id)
+        with contextlib.suppress(StoreError):  # a peer does it too, when it sees the node's key go
+            note = host_record.end_noted(host, identity.node_key_revision, last_seen=host.last_seen)
+            await etcd.txn(note, timeout_s=LEAVE_TIMEOUT_S)
+
+    @staticmethod
+    async def _revoke_lease(etcd: Etcd, lease: Lease) -> None:
+        with contextlib.suppress(StoreError):  # it runs out by itself
+            await etcd.lease_revoke(lease.id, timeout_s=LEAVE_TIMEOUT_S)
+
     # Joining
 
-    async def _try_to_join(self, etcd: Etcd, give_up_at: float) -> Identity:
+    async def _free_host(self, etcd: Etcd) -> SeenHost:
+        """Waits until no node of this host lives. Raises NodeRemoved, HostInUse, StoreError."""
+        while True:
+            seen = await host_record.look(etcd, self._host_id, timeout_s=CALL_TIMEOUT_S)
+            if seen.is_removed:
+                raise NodeRemoved(self._host_id)
+            if seen.record is None or not seen.is_in_use:
+                return seen
+            now, node_id = self._clock(), seen.record.node_id
+            first_id, since = self._in_use = self._in_use or (node_id, now)
+            # Another than the one found first: it began while we waited, so somebody lives with our host id.
+            if node_id != first_id or now - since > self.in_use_patience_s:
+                raise HostInUse(seen.record)
+            await asyncio.sleep(LOOK_AT_HOST_S)
+
+    async def _try_to_join(self, etcd: Etcd, seen: SeenHost, give_up_at: float) -> Identity:
         """One lease and one new id. A lease that comes to nothing is not pinged, and so runs out."""
         node_id = str(uuid.uuid4())
         sent_at = self._clock()
         lease = await etcd.lease_grant(self._ttl_s, timeout_s=CALL_TIMEOUT_S)
         fence = Fence(granted_ttl_s=lease.ttl_s, sent_at=sent_at)
-        revision = await self._put_key(etcd, node_id, lease, min(give_up_at, fence.deadline))
+        revision = await self._register(etcd, node_id, lease, seen, min(give_up_at, fence.deadline))
         identity = Identity(node_id, self._host_id, revision)
         self._lease, self._fence, self._identity = lease, fence, identity
         self._on_deadline(fence.deadline)
         return identity
 
-    async def _put_key(self, etcd: Etcd, node_id: str, lease: Lease, give_up_at: float) -> int:
-        """Writes the key once; gives its create_revision. An unknown outcome is settled by asking again: then the key
-        is there already, with our lease."""
-        key = self._key(node_id)
-        absent = Compare(key, Target.CREATE, Relation.EQUAL, 0)
-        txn = Txn((absent,), (Put(key, self._record(node_id), lease.id),), (Range(key),))
+    async def _register(self, etcd: Etcd, node_id: str, lease: Lease, seen: SeenHost, give_up_at: float) -> int:
+        """Writes the node's key and the host's record once; gives their revision. An unknown outcome is settled by
+        asking again: then the key is there already, with our lease."""
+        node_key = Put(self._key(node_id), self._record(node_id), lease.id)
+        txn = host_record.registration(self._host(node_id), seen, node_key)
         pause_s = FIRST_PAUSE_S
         while True:
             try:
@@ -162,9 +207,11 @@ class LeaseKeeper:
                 continue
             if result.succeeded:
                 return result.revision
-            (found,) = result.results
-            if isinstance(found, RangeResult) and found.kvs and found.kvs[0].lease == lease.id:
-                return found.kvs[0].create_revision
+            found = host_record.key_of_lost(result)
+            if found is None:
+                raise _HostChanged("the record of this host in the cluster keeps changing")
+            if found.lease == lease.id:
+                return found.create_revision
             raise RuntimeError(f"the new node id {node_id} is in use: the random source of this host repeats itself")
 
     # Keeping
@@ -177,15 +224,22 @@ class LeaseKeeper:
 
     async def _second_lane(self) -> None:
         _, fence, _ = self._joined()
+        skip = 0
         while True:
             await asyncio.sleep(max(fence.overdue_at(Lane.FIRST) - self._clock(), LOOK_S))
             if fence.is_overdue(Lane.FIRST, self._clock()):
-                await self._ask_on_new_connection(fence)
+                # Another member at each try: of five, the two preferred ones may be dead.
+                skip += 1
+                await self._ask_on_new_connection(fence, skip)
+            else:
+                skip = 0
 
-    async def _ask_on_new_connection(self, fence: Fence) -> None:
-        """Until the first lane answers again, or this connection proves no better."""
+    async def _ask_on_new_connection(self, fence: Fence, skip: int) -> None:
+        """Until the first lane answers again, or this connection proves no better. skip: how many of the preferred
+        members are passed over."""
         etcd = self._make_etcd()
-        etcd.use_next_endpoint()
+        for _ in range(skip):
+            etcd.use_next_endpoint()
         fence.stream_opened(Lane.SECOND, self._clock())
         pinging = asyncio.create_task(self._ping_until_broken(etcd, Lane.SECOND), name="session: second stream")
         try:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 from etcd.identity import Identity
+from node.core.model import Host
 from node.lease_keeper import LeaseKeeper, SessionEtcd
 
 
@@ -33,14 +34,23 @@ class Session:
         ttl_s: float,
         host_id: str,
         record: Callable[[str], bytes],
+        host: Callable[[str], Host],
         key: Callable[[str], bytes],
         on_deadline: Callable[[float], None],
     ) -> None:
         """make_etcd: a new client, called in the session's thread; the session closes it. record and key: of the node
-        key, for a node id. on_deadline: called in the session's thread with each new fence deadline (CLOCK_BOOTTIME
-        seconds); must be quick and must not raise."""
+        key, for a node id. host: the host's record while that is its newest node, last seen now. on_deadline: called
+        in the session's thread with each new fence deadline (CLOCK_BOOTTIME seconds); must be quick and must not
+        raise."""
         self._keeper = LeaseKeeper(
-            make_etcd, ttl_s=ttl_s, host_id=host_id, record=record, key=key, on_deadline=on_deadline, clock=boottime
+            make_etcd,
+            ttl_s=ttl_s,
+            host_id=host_id,
+            record=record,
+            host=host,
+            key=key,
+            on_deadline=on_deadline,
+            clock=boottime,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -60,8 +70,9 @@ class Session:
         return self._keeper.is_at_risk
 
     async def open(self, timeout_s: float) -> Identity:
-        """A new node id, its lease and its key. Raises StoreError when etcd does not give them in time; the session is
-        closed then. The first deadline has been told before this returns."""
+        """A new node id, its lease and its key. Raises StoreError when etcd does not give them in time, and HostRefused
+        where this host may have no node (`LeaseKeeper.join`); the session is closed then. The first deadline has been
+        told before this returns."""
         if self._thread is not None:
             raise RuntimeError("the session was opened before")
         self._loop = asyncio.new_event_loop()
@@ -74,7 +85,8 @@ class Session:
             raise
 
     async def wait_lost(self) -> str:
-        """Returns when the lease is known to be gone: why. Whatever breaks the session is raised here too."""
+        """Returns when the lease is known to be gone: why. Whatever breaks the session is raised here too; the lease
+        then runs out by itself, unless `close` revokes it."""
         return await asyncio.shield(asyncio.wrap_future(self._lost))
 
     async def close(self, revoke: bool = True) -> None:
@@ -94,24 +106,28 @@ class Session:
             with asyncio.Runner(loop_factory=lambda: loop) as runner:
                 runner.run(self._live(timeout_s))
         except BaseException as error:
-            for future in (self._opened, self._lost):
-                if not future.done():
-                    future.set_exception(error)
+            self._tell_what_broke(error)
 
     async def _live(self, timeout_s: float) -> None:
         life = asyncio.create_task(self._join_and_keep(timeout_s), name="session")
         stop = asyncio.create_task(self._stop.wait(), name="session: stop")
         try:
             await asyncio.wait({life, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if life.done() and life.exception() is None:
-                await stop  # lost: stays until it is closed, so that close() is always the same
+            if life.done():
+                # Lost, or broken by a defect of ours: that is told, and it stays until it is closed. Only who closes
+                # knows whether tasks may run, and so whether the lease may be revoked.
+                self._tell_what_broke(life.exception())
+                await stop
         finally:
             life.cancel()
             stop.cancel()
             await asyncio.wait({life, stop})
             await self._keeper.leave(revoke=self._revoke)
-        if not life.cancelled():
-            life.result()
+
+    def _tell_what_broke(self, error: BaseException | None) -> None:
+        for future in (self._opened, self._lost):
+            if error is not None and not future.done():
+                future.set_exception(error)
 
     async def _join_and_keep(self, timeout_s: float) -> None:
         identity = await self._keeper.join(timeout_s)

@@ -15,8 +15,10 @@ from etcd.client import EtcdClient
 from etcd.errors import StoreError
 from etcd.port import Compare, Delete, Put, Range, Relation, Target, Txn
 from node.core.fence import MARGIN_S
+from node.core.model import Capacity, Host
 from node.session import Session, boottime
 from tests.support.etcd_process import EtcdProcess
+from tests.support.tasks import HOST, NOW
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.wait import wait_until
 
@@ -51,8 +53,9 @@ def make_session(
     return Session(
         make_etcd,
         ttl_s=ttl_s,
-        host_id="host",
+        host_id=HOST,
         record=lambda node_id: b"record of " + node_id.encode(),
+        host=lambda node_id: Host(HOST, "a", "", node_id, "0", Capacity(1, 1), NOW),
         key=key,
         on_deadline=deadlines,
     )
@@ -79,7 +82,7 @@ async def test_opens_with_a_leased_key_and_closes_without(etcd_process: EtcdProc
     assert kv.create_revision == identity.node_key_revision
     assert kv.lease == session.lease_id
     assert kv.value == b"record of " + identity.node_id.encode()
-    assert identity.host_id == "host"
+    assert identity.host_id == HOST
     assert before + TTL_S - MARGIN_S <= deadlines.told[0] <= boottime() + TTL_S - MARGIN_S
     assert not session.is_at_risk
     await session.close()

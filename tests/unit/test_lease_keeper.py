@@ -11,13 +11,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from etcd import cluster_codec, keys
 from etcd.errors import StoreError
 from etcd.identity import Identity
 from etcd.port import Delete, Put, Range, Txn
 from node.core.fence import MARGIN_S
+from node.core.model import Capacity, Host, Removal
+from node.host_record import HostInUse, NodeRemoved
 from node.lease_keeper import LeaseKeeper
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, FakeEtcd, Fault, applied_later
 from tests.support.fake_store import FakeStore
+from tests.support.tasks import HOST, NODE_A, NOW
 from tests.support.virtual_time import virtual_time
 from tests.support.wait import wait_until
 
@@ -31,6 +35,8 @@ class Cluster:
         self.store = FakeStore()
         self.clients: list[FakeEtcd] = []
         self.deadlines: list[float] = []
+        #: Unix time, as the host's record has it.
+        self.wall_s = NOW
         self.faults: Callable[[str, object], Fault | None] = lambda _method, _argument: None
 
     def make(self) -> FakeEtcd:
@@ -46,9 +52,10 @@ class Cluster:
         return LeaseKeeper(
             self.make,
             ttl_s=ttl_s,
-            host_id="host",
+            host_id=HOST,
             record=lambda node_id: node_id.encode(),
-            key=lambda node_id: f"/node/{node_id}".encode(),
+            host=lambda node_id: Host(HOST, "a", "a:1", node_id, "0", Capacity(1, 1), self.wall_s),
+            key=keys.node,
             on_deadline=self.deadlines.append,
             clock=lambda: asyncio.get_running_loop().time(),
         )
@@ -275,3 +282,137 @@ async def test_canceling_at_any_moment_leaves_nothing_running() -> None:
         assert asyncio.all_tasks() == before
         assert not any(client.lease_streams or client.watches for client in cluster.clients)
         await keeper.leave(revoke=True)
+
+
+# -- one node per host
+
+
+async def host_in(cluster: Cluster) -> Host:
+    async with FakeEtcd(cluster.store) as client:
+        (kv,) = (await client.range(Range(keys.host_key(HOST)))).kvs
+        return cluster_codec.decode_host(kv.key, kv.value)
+
+
+async def put(cluster: Cluster, key: bytes, value: bytes, lease: int = 0) -> None:
+    async with FakeEtcd(cluster.store) as client:
+        await client.txn(Txn((), (Put(key, value, lease),)))
+
+
+def last_run(node_id: str) -> bytes:
+    return cluster_codec.encode_host(Host(HOST, "a", "a:1", node_id, "0", Capacity(1, 1), NOW - 100))
+
+
+@virtual_time
+async def test_joining_writes_the_hosts_record_at_the_revision_of_the_key() -> None:
+    cluster = Cluster()
+    keeper, identity = await joined(cluster)
+    async with FakeEtcd(cluster.store) as client:
+        (kv,) = (await client.range(Range(keys.host_key(HOST)))).kvs
+    assert (kv.mod_revision, kv.lease) == (identity.node_key_revision, 0)
+    assert (await host_in(cluster)).node_id == identity.node_id
+    await keeper.leave(revoke=True)
+
+
+@virtual_time
+async def test_an_ordered_end_notes_when_the_host_was_last_seen() -> None:
+    cluster = Cluster()
+    keeper, identity = await joined(cluster)
+    cluster.wall_s += 500
+    await keeper.leave(revoke=True)
+    host = await host_in(cluster)
+    assert (host.node_id, host.last_seen) == (identity.node_id, NOW + 500)
+
+
+@virtual_time
+async def test_an_ordered_end_leaves_the_record_of_the_hosts_next_node_alone() -> None:
+    cluster = Cluster()
+    keeper, _ = await joined(cluster)
+    await put(cluster, keys.host_key(HOST), last_run(NODE_A))
+    await keeper.leave(revoke=True)
+    assert (await host_in(cluster)).node_id == NODE_A
+
+
+@virtual_time
+async def test_a_removed_host_gets_no_lease() -> None:
+    cluster = Cluster()
+    await put(cluster, keys.removed_key(HOST), cluster_codec.encode_removal(Removal("a", NOW)))
+    keeper = cluster.keeper()
+    with pytest.raises(NodeRemoved, match="removed"):
+        await keeper.join(10)
+    assert await cluster.nodes() == []
+    await keeper.leave(revoke=True)
+
+
+@virtual_time
+async def test_a_removal_between_look_and_registration_keeps_the_node_out() -> None:
+    cluster = Cluster()
+
+    def removes(method: str, _argument: object) -> Fault | None:
+        if method == "lease_grant":
+            removal = cluster_codec.encode_removal(Removal("a", NOW))
+            cluster.store.transact(Txn((), (Put(keys.removed_key(HOST), removal),)), 0)
+        return None
+
+    cluster.faults = removes
+    keeper = cluster.keeper()
+    with pytest.raises(NodeRemoved):
+        await keeper.join(10)
+    assert await cluster.nodes() == []
+    await keeper.leave(revoke=True)
+
+
+@virtual_time
+async def test_a_copied_data_directory_is_refused_when_a_last_runs_lease_must_have_run_out() -> None:
+    cluster = Cluster()
+    first, identity = await joined(cluster)
+    async with kept(first):
+        second = cluster.keeper()
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(HostInUse, match="a:1"):
+            await second.join(1)
+        assert asyncio.get_running_loop().time() - began >= second.in_use_patience_s
+        assert await cluster.nodes() == [identity.node_id]
+        assert (await host_in(cluster)).node_id == identity.node_id
+        await second.leave(revoke=True)
+
+
+@virtual_time
+async def test_the_next_start_waits_for_the_lease_of_a_run_that_was_killed() -> None:
+    cluster = Cluster()
+    first, old = await joined(cluster)
+    await first.leave(revoke=False)
+    second, new = await joined(cluster)
+    assert await cluster.nodes() == [new.node_id]
+    assert new.node_id != old.node_id
+    assert (await host_in(cluster)).node_id == new.node_id
+    await second.leave(revoke=True)
+
+
+@virtual_time
+async def test_of_two_copies_that_start_together_one_gets_in() -> None:
+    """Both look, and find the host free; one registration loses to the other's."""
+    cluster = Cluster()
+    await put(cluster, keys.host_key(HOST), last_run(NODE_A))
+    keepers = [cluster.keeper() for _ in range(2)]
+
+    async def live(keeper: LeaseKeeper) -> None:
+        await keeper.join(10)
+        await keeper.keep()
+
+    lives = [asyncio.create_task(live(keeper)) for keeper in keepers]
+    (refused,), (living,) = await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
+    assert isinstance(refused.exception(), HostInUse)
+    assert await cluster.nodes() == [(await host_in(cluster)).node_id]
+    living.cancel()
+    await asyncio.wait({living})
+    for keeper in keepers:
+        await keeper.leave(revoke=True)
+
+
+@virtual_time
+async def test_a_record_that_nobody_can_read_is_written_anew() -> None:
+    cluster = Cluster()
+    await put(cluster, keys.host_key(HOST), b"\xff\xff")
+    keeper, identity = await joined(cluster)
+    assert (await host_in(cluster)).node_id == identity.node_id
+    await keeper.leave(revoke=True)
