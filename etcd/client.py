@@ -172,7 +172,8 @@ class EtcdClient:
 
     async def members(self, *, timeout_s: float = 3.0) -> tuple[Member, ...]:
         answer = await self._read(
-            lambda at, timeout: at.cluster.MemberList(pb.MemberListRequest(), timeout=timeout), timeout_s
+            lambda at, timeout: at.cluster.MemberList(pb.MemberListRequest(linearizable=True), timeout=timeout),
+            timeout_s,
         )
         return tuple(convert.member(m) for m in answer.members)
 
