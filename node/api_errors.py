@@ -75,6 +75,22 @@ def already_exists(task_id: str) -> ApiError:
     )
 
 
+def precondition(kind: str, subject: str, message: str) -> ApiError:
+    """FAILED_PRECONDITION: something else has to be done first (google.rpc.PreconditionFailure). kind: a word for
+    programs; subject: what it is about; message: what is the case and what to do."""
+    detail = error_details_pb2.PreconditionFailure()
+    detail.violations.add(type=kind, subject=subject, description=message)
+    return ApiError(grpc.StatusCode.FAILED_PRECONDITION, message, [detail])
+
+
+def node_not_found(given: str) -> ApiError:
+    return ApiError(
+        grpc.StatusCode.NOT_FOUND,
+        f"no node is called {given[:64]!r}, and no node id or host id begins with that: node nodes lists them",
+        [error_details_pb2.ResourceInfo(resource_type="node", resource_name=given)],
+    )
+
+
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
     api_error = error if isinstance(error, ApiError) else _of_store(error)
     if api_error is None:

@@ -33,9 +33,12 @@ from isolation.errors import HostLacks, SpawnerDied
 from isolation.spec import BindMount
 from node.admission import Admission
 from node.api import TaskCalls
+from node.api_drain import DrainCalls
 from node.api_log import LogCall
-from node.api_nodes import Condition, NodeCalls
+from node.api_nodes import Condition, NodeCalls, OwnView
 from node.api_watch import WatchCall
+from node.api_why import WhyCall
+from node.authority import TrustError
 from node.certificates import keep_certificates
 from node.cluster import Cluster, ensure_cluster
 from node.config import Settings
@@ -43,17 +46,22 @@ from node.core.model import Node as NodeRecord
 from node.core.retention import Limits
 from node.datadir import DataDir, DataDirError, boot_id, machine_id
 from node.datadir import Incarnation as LastRun
+from node.drains import Drains
+from node.host_record import host_of
 from node.incarnation import Surroundings
 from node.lives import Lives
 from node.load import host_capacity
 from node.logs import LogStore
+from node.node_views import NodeViews
+from node.peer_channels import PeerChannels
 from node.retention import Retention
 from node.runner import RunContext
 from node.server import AddressInUse, Listen, node_service, serving, task_service
 from node.session import Session
+from node.signer import Signer
 from node.store_duties import StoreDuties, remove_logs
 from node.supervised_spawner import SupervisedSpawner
-from node.trust import Trust, TrustError, ensure_trust, names_of_this_host
+from node.trust import Trust, ensure_trust, names_of_this_host
 from pilfer.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -165,11 +173,19 @@ class _Node:
             on_begin=lambda session, identity: self._remember(session, identity, engines.spawner),
         )
         duties = self._store_duties(engines, logs)
+        peers = PeerChannels(self._tls.credentials)
+        stack.push_async_callback(peers.close)
+        signer = Signer(self._data.pki, peers, lambda: ())
         calls = TaskCalls(
             engines.store, admission, retention_age_s=settings.retention_age_s, refusal=lambda: duties.refusal
         )
         tasks = task_service(calls, WatchCall(engines.etcd), LogCall(engines.etcd, calls, logs, self._data.host_id))
-        nodes = node_service(NodeCalls(engines.etcd, lambda: self._condition(lives)))
+        drains = Drains(engines.etcd)
+        own = OwnView(lambda: self._condition(lives, engines.spawner), drains, admission)
+        views = NodeViews(engines.etcd, peers, own)
+        nodes = node_service(
+            NodeCalls(own, views), DrainCalls(engines.etcd, views), WhyCall(calls, engines.store, views)
+        )
         async with serving(tasks, nodes, socket=self._data.socket, listen=self._listen()) as address:
             self._address = address or ""
             identity = await lives.begin()
@@ -177,7 +193,9 @@ class _Node:
                 background = (
                     group.create_task(engines.spawner.run(), name="spawner"),
                     group.create_task(duties.run(), name="store duties"),
-                    group.create_task(keep_certificates(self._trust), name="certificates"),
+                    group.create_task(drains.run(), name="drains"),
+                    group.create_task(peers.run(), name="channels to peers"),
+                    group.create_task(keep_certificates(self._trust, signer), name="certificates"),
                 )
                 self._announce(identity)
                 # What is there by now stays for good: the collector need not walk it again and again.
@@ -258,6 +276,7 @@ class _Node:
             ttl_s=self._settings.lease_ttl_s,
             host_id=self._data.host_id,
             record=record,
+            host=lambda node_id: host_of(self._record(node_id, engines.spawner), last_seen=time.time()),
             key=keys.node,
             on_deadline=engines.spawner.set_deadline,
         )
@@ -306,15 +325,16 @@ class _Node:
             ),
         )
 
-    def _condition(self, lives: Lives) -> Condition:
+    def _condition(self, lives: Lives, spawner: SupervisedSpawner) -> Condition:
         life, etcd_version = lives.current, self._etcd.version_text
         if life is None:
-            return Condition("", "joining", 0.0, 0, 0.0, 0, etcd_version)
-        state = "draining" if life.is_draining else "at_risk" if life.is_at_risk else "ready"
+            return Condition(self._record("", spawner), "joining", "voter", 0.0, 0, 0.0, 0, etcd_version)
+        state = "draining" if life.is_stopping else "at_risk" if life.is_at_risk else "ready"
         reserved = life.ledger.reserved
         return Condition(
-            node_id=life.identity.node_id,
+            node=self._record(life.identity.node_id, spawner),
             state=state,
+            role="voter",
             load=life.ledger.load,
             running=len(life.runner.runs),
             reserved_cpu=reserved.milli_cpu / 1000,
