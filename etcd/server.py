@@ -5,8 +5,9 @@ dies; never with a preexec_fn (the node has gRPC threads, and must not run Pytho
 follows the *thread* that started it: only the main thread may.
 
 States: stopped -> (start) -> starting -> answering -> ready -> (dies) -> pausing -> starting ... -> (stop) -> stopped.
-*Answering* is for itself: a learner before its promotion, or a voter that has no quorum (the rest of the cluster is
-down) stay there for as long as it takes. *Ready* is linearizable reads, hence a voter with a quorum.
+*Answering* is for itself: a learner stays there until its promotion. *Ready* is linearizable reads, hence a voter with
+a quorum. A voter that is started while the rest of its cluster is down stays *starting* for as long as it takes: etcd
+serves no client before it has heard from a leader. That is no failure; dying again and again is.
 While it is down the node lives on; clients see StoreUnavailable and OutcomeUnknown. Every death is followed by a
 restart, exit code 0 too, which does not mean "as asked". Only `stop()` ends it, and one kind of death: the cluster has
 **removed** this member. Its data directory is worthless from then on, and starting it again would only fail again.
@@ -59,7 +60,7 @@ STOP_LIMIT_S = 5.0
 
 class ServerEventKind(StrEnum):
     STARTED = "started"
-    #: It answers for itself: as a learner, or before it has found a quorum.
+    #: It answers for itself, as a learner too.
     ANSWERING = "answering"
     #: It answers linearizable reads.
     READY = "ready"
@@ -214,7 +215,7 @@ class EtcdServer:
         await self._wait(self._ready, timeout_s, "ready")
 
     async def wait_answering(self, timeout_s: float | None) -> None:
-        """Until it answers for itself, as a learner or without a quorum too. Raises as `wait_ready`."""
+        """Until it answers for itself, as a learner too. Raises as `wait_ready`."""
         await self._wait(self._answering, timeout_s, "answering")
 
     async def _wait(self, condition: asyncio.Event, timeout_s: float | None, what: str) -> None:
@@ -286,14 +287,15 @@ class EtcdServer:
             if self._stopping.is_set():
                 self._on_event(ServerEvent(ServerEventKind.STOPPED, process.pid, code))
                 return
+            if time.monotonic() - started > LIVED_S:
+                pause_s = FIRST_PAUSE_S
+                self._deaths_unready = 0
             self._note_death(process, code)
             if tells_removal(_tail(self._config.log_file, since=self._log_start)):
                 self._is_removed = True
                 self._hopeless.set()
                 self._on_event(ServerEvent(ServerEventKind.REMOVED, process.pid, code))
                 return
-            if time.monotonic() - started > LIVED_S:
-                pause_s = FIRST_PAUSE_S
             again = await self._restart(pause_s)
             if again is None:
                 return

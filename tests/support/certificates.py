@@ -48,7 +48,8 @@ def _leaf(
     key = ec.generate_private_key(ec.SECP256R1())
     own = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     names = ["localhost", *([MEMBER_NAME] if is_member else [])]
-    hosts = [x509.IPAddress(ipaddress.ip_address(f"127.0.0.{i}")) for i in range(1, 4)]
+    addresses = [*(f"127.0.0.{i}" for i in range(1, 4)), "::1"]
+    hosts = [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
     certificate = (
         _builder(own, ca_name, key.public_key())
         .add_extension(x509.SubjectAlternativeName([*map(x509.DNSName, names), *hosts]), critical=False)
