@@ -221,14 +221,13 @@ async def test_only_members_certificates_are_let_in_on_the_peer_port(nodes: Node
 async def test_a_client_trusts_the_name_and_not_the_address(nodes: Nodes) -> None:
     """Whoever answers at a member's address must show a member's certificate."""
     config = replace(nodes.config("a"), tls=nodes.foreign_tls, allowed_hostname=None)
-    server = EtcdServer(config)
-    nodes.servers.append(server)
-    await server.start()
-    async with nodes.client(server) as client:
-        def serves() -> bool:
-                return config.log_file.exists() and "serving client" in config.log_file.read_text()
 
-            await wait_until(serves, READY_S, what="etcd serves")
+    def serves() -> bool:
+        return config.log_file.exists() and "serving client" in config.log_file.read_text()
+
+    server = await nodes.start(config)
+    await wait_until(serves, READY_S, what="etcd serves")
+    async with nodes.client(server) as client:
         with pytest.raises(StoreUnavailable):
             await client.status(timeout_s=2)
 
