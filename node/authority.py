@@ -55,6 +55,10 @@ class TrustError(Exception):
     """The material cannot be used; the text names the file and what to do."""
 
 
+class NotSignable(TrustError):  # noqa: N818  (named after what is so, as in the conventions)
+    """The authority signs no such certificate, here or on any other node: the request is at fault."""
+
+
 @dataclass(frozen=True, slots=True)
 class Authority:
     """The certificate of the authority, and its key: whoever has one of these may sign."""
@@ -123,19 +127,19 @@ def sign_request(
     """A certificate (PEM) for the key of the request, good from now on for `life_s` seconds.
 
     It never outlives its authority. `host_names` counts for the role node alone, whose certificate carries
-    NODE_DNS_NAME and this machine's own names besides. Raises TrustError for a request that cannot be read or was not
+    NODE_DNS_NAME and this machine's own names besides. Raises NotSignable for a request that cannot be read or was not
     signed by its own key, a role that there is not, a name that no certificate can hold, and an authority or a life
     that is over.
     """
     if role not in ROLES:
-        raise TrustError(f"there is no role {role!r}: it is one of {', '.join(ROLES)}")
+        raise NotSignable(f"there is no role {role!r}: it is one of {', '.join(ROLES)}")
     if not 0 < len(common_name) <= NAME_MAX:
-        raise TrustError(f"a certificate's name has 1 to {NAME_MAX} characters, not {len(common_name)}")
+        raise NotSignable(f"a certificate's name has 1 to {NAME_MAX} characters, not {len(common_name)}")
     key = _requested_key(request_pem)
     # A certificate that outlives its authority would fail without a word on that day.
     life_s = min(life_s, authority.certificate.not_valid_after_utc.timestamp() - now)
     if life_s <= 0:
-        raise TrustError("the certificate would be over before it began: check the clock, and the authority's end")
+        raise NotSignable("the certificate would be over before it began: check the clock, and the authority's end")
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
     if role == ROLE_NODE:
         usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
@@ -189,7 +193,7 @@ def is_renewal_due(not_before: float, not_after: float, now: float) -> bool:
 
 
 def general_name(name: str) -> x509.GeneralName:
-    """An address or a DNS name. Raises TrustError for what can be neither."""
+    """An address or a DNS name. Raises NotSignable for what can be neither."""
     try:
         # A scope (fe80::1%eth0) means something on one machine only, and has no place in a certificate.
         return x509.IPAddress(ipaddress.ip_address(name.partition("%")[0]))
@@ -198,7 +202,7 @@ def general_name(name: str) -> x509.GeneralName:
     try:
         return x509.DNSName(name.encode("idna").decode("ascii"))
     except (UnicodeError, ValueError):
-        raise TrustError(f"{name!r} is neither an address nor a host name that can stand in a certificate") from None
+        raise NotSignable(f"{name!r} is neither an address nor a host name that can stand in a certificate") from None
 
 
 def public_key_of(holder: ec.EllipticCurvePrivateKey | x509.Certificate) -> bytes:
@@ -211,11 +215,11 @@ def _requested_key(request_pem: bytes) -> ec.EllipticCurvePublicKey:
         request = x509.load_pem_x509_csr(request_pem)
         key, is_signed = request.public_key(), request.is_signature_valid
     except (ValueError, TypeError) as error:
-        raise TrustError(f"the certificate request cannot be read ({error})") from None
+        raise NotSignable(f"the certificate request cannot be read ({error})") from None
     if not is_signed:
-        raise TrustError("the certificate request was not signed by the key that it names")
+        raise NotSignable("the certificate request was not signed by the key that it names")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise TrustError("the certificate request is for a key of another kind: nodes and clients have P-256 keys")
+        raise NotSignable("the certificate request is for a key of another kind: nodes and clients have P-256 keys")
     return key
 
 

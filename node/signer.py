@@ -15,7 +15,7 @@ from typing import Protocol
 
 import grpc
 
-from node.authority import LEAF_LIFE_S, TrustError, sign_request
+from node.authority import LEAF_LIFE_S, NotSignable, sign_request
 from node.trust import load_authority
 from pilfer.v1 import nodes_pb2, nodes_pb2_grpc
 
@@ -61,7 +61,8 @@ class Signer:
     ) -> bytes:
         """A certificate (PEM) for the key of this request, as `authority.sign_request`.
 
-        Raises NobodySigns (try again later), and TrustError for what no node would sign.
+        Raises NobodySigns (try again later), NotSignable for what no node would sign, and TrustError for files of this
+        node that cannot be used.
         """
         signed = self.sign_here(request_pem, role=role, common_name=common_name, host_names=host_names, life_s=life_s)
         if signed is not None:
@@ -96,7 +97,7 @@ class Signer:
                 response = await self._peers.nodes(address).Sign(request, timeout=ASK_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                    raise TrustError(f"{address} does not sign: {error.details()}") from None
+                    raise NotSignable(f"{address} does not sign: {error.details()}") from None
                 said.append(f"{address}: {error.details() or error.code().name}")
             else:
                 return response.certificate

@@ -49,13 +49,13 @@ class TokenUsedUp(TokenRefused):
     """As many hosts as it was made for have joined with it."""
 
 
-class TokenStore:
+class Tokens:
     """The tokens in etcd. Every call raises the errors of the store too; repeating it is harmless."""
 
     def __init__(self, etcd: Etcd) -> None:
         self._etcd = etcd
 
-    async def create(self, token: JoinToken, *, now: float) -> None:
+    async def create(self, token: JoinToken, now: float) -> None:
         """Stores a new token, and removes those whose end is more than a day ago."""
         key = keys.token_key(token.id)
         value = cluster_codec.encode_token(token)
@@ -87,7 +87,7 @@ class TokenStore:
             raise TokenUnknown(f"{id_prefix} is ambiguous: it begins the ids of {len(found)} tokens; give more digits")
         return await self._change(found[0].id, lambda token: replace(token, revoked=True))
 
-    async def use(self, token_id: str, host_id: str, *, now: float) -> JoinToken:
+    async def use(self, token_id: str, host_id: str, now: float) -> JoinToken:
         """Counts a join of this host; of the same host once.
 
         Raises TokenUnknown, TokenRevoked, TokenExpired, TokenUsedUp; then nothing was counted.
