@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pilfer.errors import NotAllowed as NotAllowed
     from pilfer.errors import NotFound as NotFound
     from pilfer.errors import PilferError as PilferError
+    from pilfer.errors import PreconditionFailed as PreconditionFailed
     from pilfer.errors import ResourceExhausted as ResourceExhausted
     from pilfer.errors import RevisionGone as RevisionGone
     from pilfer.errors import ServerFailure as ServerFailure
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pilfer.types import NodeView as NodeView
     from pilfer.types import Outcome as Outcome
     from pilfer.types import Reason as Reason
+    from pilfer.types import RemovedHost as RemovedHost
     from pilfer.types import Requirements as Requirements
     from pilfer.types import Status as Status
     from pilfer.types import Stream as Stream
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from pilfer.types import TaskOptions as TaskOptions
     from pilfer.types import TaskSpec as TaskSpec
     from pilfer.types import Usage as Usage
+    from pilfer.types import Why as Why
+    from pilfer.types import WhyNode as WhyNode
 
 _MODULES = {
     "pilfer.aio": ("AsyncClient",),
@@ -60,6 +64,7 @@ _MODULES = {
         "NotAllowed",
         "NotFound",
         "PilferError",
+        "PreconditionFailed",
         "ResourceExhausted",
         "RevisionGone",
         "ServerFailure",
@@ -76,6 +81,7 @@ _MODULES = {
         "NodeView",
         "Outcome",
         "Reason",
+        "RemovedHost",
         "Requirements",
         "Status",
         "Stream",
@@ -84,6 +90,8 @@ _MODULES = {
         "TaskOptions",
         "TaskSpec",
         "Usage",
+        "Why",
+        "WhyNode",
     ),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

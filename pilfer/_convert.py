@@ -18,6 +18,7 @@ from pilfer.types import (
     NodeView,
     Outcome,
     Reason,
+    RemovedHost,
     Requirements,
     Status,
     Stream,
@@ -25,6 +26,8 @@ from pilfer.types import (
     TaskEvent,
     TaskSpec,
     Usage,
+    Why,
+    WhyNode,
 )
 from pilfer.v1 import nodes_pb2, records_pb2, tasks_pb2
 
@@ -208,7 +211,18 @@ def node_view(message: nodes_pb2.NodeView) -> NodeView:
         reserved_memory_bytes=message.reserved.memory_bytes,
         now=_time(message, "now"),
         etcd_version=message.etcd_version,
+        last_seen=_time(message, "last_seen"),
+        warnings=tuple(message.warnings),
     )
+
+
+def removed_host(message: nodes_pb2.RemoveResponse) -> RemovedHost:
+    return RemovedHost(message.host_id, message.name)
+
+
+def why_value(message: nodes_pb2.WhyResponse) -> Why:
+    nodes = (WhyNode(of.node_id, of.name, of.fits, tuple(of.reasons)) for of in message.nodes)
+    return Why(task_value(message.task), message.summary, tuple(nodes))
 
 
 def _time(

@@ -69,6 +69,9 @@ LOG = Call("/pilfer.v1.TaskService/Log", tasks_pb2.LogRequest, tasks_pb2.LogResp
 LIST = Call("/pilfer.v1.TaskService/List", tasks_pb2.ListRequest, tasks_pb2.ListResponse)
 WATCH = Call("/pilfer.v1.TaskService/Watch", tasks_pb2.WatchRequest, tasks_pb2.WatchResponse)
 LIST_NODES = Call("/pilfer.v1.NodeService/ListNodes", nodes_pb2.ListNodesRequest, nodes_pb2.ListNodesResponse)
+DRAIN = Call("/pilfer.v1.NodeService/Drain", nodes_pb2.DrainRequest, nodes_pb2.DrainResponse)
+REMOVE = Call("/pilfer.v1.NodeService/Remove", nodes_pb2.RemoveRequest, nodes_pb2.RemoveResponse)
+WHY = Call("/pilfer.v1.NodeService/Why", nodes_pb2.WhyRequest, nodes_pb2.WhyResponse)
 
 
 class Transport(Protocol):

@@ -23,6 +23,7 @@ from google.protobuf.message import Message
 
 from pilfer import _convert, _transport
 from pilfer._convert import Submission
+from pilfer._nodes import TRY_S, NodeMethods
 from pilfer._retry import Patience
 from pilfer.address import find_target
 from pilfer.errors import FieldViolation, InvalidRequest, NotFound, PilferError, RevisionGone, TimedOut, Unavailable
@@ -30,7 +31,6 @@ from pilfer.ids import new_task_id
 from pilfer.types import (
     CancelResult,
     LogChunk,
-    NodeView,
     Status,
     Stream,
     Task,
@@ -38,7 +38,7 @@ from pilfer.types import (
     TaskOptions,
     TaskSpec,
 )
-from pilfer.v1 import nodes_pb2, tasks_pb2
+from pilfer.v1 import tasks_pb2
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -47,13 +47,10 @@ Response = TypeVar("Response", bound=Message)
 Ids: TypeAlias = list[str]
 Tasks: TypeAlias = list[Task]
 CancelResults: TypeAlias = list[CancelResult]
-Nodes: TypeAlias = list[NodeView]
 
 TIMEOUT_S = 60.0
 PATIENCE_S = 10.0
 BATCH = 1000
-#: One try of a read; a node that has not answered by then is asked again.
-_TRY_S = 10.0
 #: One try of a submit: 100,000 tasks in one call take seconds to check and store.
 _SUBMIT_TRY_S = 60.0
 #: A call is limited to 64 MiB; a quarter keeps the memory of both sides small.
@@ -63,7 +60,7 @@ _IDS_AT_ONCE = 1000
 _UUID_LENGTH = 36
 
 
-class AsyncClient:
+class AsyncClient(NodeMethods):
     """Talks to one node of a cluster. Safe for many coroutines of one loop; not for several loops.
 
     address: `unix:/path/node.sock` or `HOST:PORT`; else PILFER_ADDRESS, else the socket in the default data directory.
@@ -234,11 +231,6 @@ class AsyncClient:
                 return
             request.page_token = response.next_page_token
 
-    async def nodes(self) -> Nodes:
-        """The nodes that are alive."""
-        response = await self._call(_transport.LIST_NODES, nodes_pb2.ListNodesRequest())
-        return [_convert.node_view(message) for message in response.nodes]
-
     @overload
     async def wait(self, ids: str, *, timeout_s: float | None = None) -> Task: ...  # type: ignore[overload-overlap]  # a str is an id, though also an Iterable[str]
 
@@ -355,7 +347,7 @@ class AsyncClient:
         return [task.id for task in await self.status(ids)]
 
     async def _call(
-        self, call: _transport.Call[Request, Response], request: Request, *, try_s: float = _TRY_S
+        self, call: _transport.Call[Request, Response], request: Request, *, try_s: float = TRY_S
     ) -> Response:
         """A unary call with its retries. Raises what the last try raised."""
         deadline = time.monotonic() + self._timeout_s

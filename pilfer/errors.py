@@ -44,6 +44,10 @@ class ResourceExhausted(PilferError):  # noqa: N818
     """Too large, or the cluster takes no more at the moment; nothing was stored by this call."""
 
 
+class PreconditionFailed(PilferError):  # noqa: N818
+    """The cluster is not in a state for it; the message says what has to be done first. Nothing was changed."""
+
+
 class RevisionGone(PilferError):  # noqa: N818
     """The revision to watch from was compacted away: list, then watch from now."""
 

@@ -13,9 +13,21 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 from pilfer import _transport
 from pilfer._convert import Submission
+from pilfer._nodes import Nodes
 from pilfer.address import TcpTarget, UnixTarget
-from pilfer.aio import BATCH, PATIENCE_S, TIMEOUT_S, AsyncClient, CancelResults, Ids, Nodes, Tasks
-from pilfer.types import CancelResult, LogChunk, Status, Stream, Task, TaskEvent, TaskOptions
+from pilfer.aio import BATCH, PATIENCE_S, TIMEOUT_S, AsyncClient, CancelResults, Ids, Tasks
+from pilfer.types import (
+    CancelResult,
+    LogChunk,
+    NodeView,
+    RemovedHost,
+    Status,
+    Stream,
+    Task,
+    TaskEvent,
+    TaskOptions,
+    Why,
+)
 
 T = TypeVar("T")
 
@@ -146,8 +158,20 @@ class Client:
         )
 
     def nodes(self) -> Nodes:
-        """The nodes that are alive."""
+        """Every node that lives, then every host that is known and gone."""
         return _run(self._client.nodes())
+
+    def drain(self, node: str, *, undo: bool = False, let_finish: bool = False) -> NodeView:
+        """Lets a node claim nothing more, until undo; see `AsyncClient.drain`."""
+        return _run(self._client.drain(node, undo=undo, let_finish=let_finish))
+
+    def remove(self, node: str) -> RemovedHost:
+        """Forgets a host whose node is gone, and bars its return; see `AsyncClient.remove`."""
+        return _run(self._client.remove(node))
+
+    def why(self, task_id: str) -> Why:
+        """Why a task does not start, node by node; see `AsyncClient.why`."""
+        return _run(self._client.why(task_id))
 
     @overload
     def wait(self, ids: str, *, timeout_s: float | None = None) -> Task: ...  # type: ignore[overload-overlap]  # a str is an id, though also an Iterable[str]

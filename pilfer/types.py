@@ -292,11 +292,12 @@ class NodeView:
     version: str
     started_at: datetime | None
     not_enforced: tuple[str, ...]
-    #: "ready", "draining", "fenced", ...
+    #: "joining", "ready", "draining", "drained", "at_risk" (no answer from etcd, tasks frozen), "unreachable" (its
+    #: lease lives, it does not answer) or "gone".
     state: str
-    #: "voter", "learner" or "client" of etcd.
+    #: "voter", "learner" or "client" of etcd; empty where that is not known.
     role: str
-    #: Reserved share of the CPU capacity, 0 to 1.
+    #: Reserved share of the scarcer capacity, 0 to 1.
     load: float
     running: int
     reserved_cpu: float
@@ -304,3 +305,39 @@ class NodeView:
     #: The node's own clock when it answered.
     now: datetime | None
     etcd_version: str
+    #: Of a host that is gone.
+    last_seen: datetime | None = None
+    #: What an operator should know, in words.
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedHost:
+    """A host that may not come back."""
+
+    host_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class WhyNode:
+    """What one node says to a queued task."""
+
+    node_id: str
+    name: str
+    #: It could hold the task if it were idle.
+    fits: bool
+    #: Why not now (or ever), in words; empty: it may claim it at any moment.
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Where a task stands, and why it does not start."""
+
+    #: Without stdin.
+    task: Task
+    #: One sentence for people.
+    summary: str
+    #: Of a queued task: each node, and each host that is gone.
+    nodes: tuple[WhyNode, ...] = ()

@@ -1,0 +1,60 @@
+"""The client's methods about nodes: a part of `AsyncClient`, in a file of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TypeAlias, TypeVar
+
+from google.protobuf.message import Message
+
+from pilfer import _convert, _transport
+from pilfer.types import NodeView, RemovedHost, Why
+from pilfer.v1 import nodes_pb2
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+Nodes: TypeAlias = list[NodeView]
+
+#: One try of a call; a node that has not answered by then is asked again.
+TRY_S = 10.0
+
+
+class NodeMethods(ABC):
+    """List, drain, remove, why."""
+
+    @abstractmethod
+    async def _call(
+        self, call: _transport.Call[Request, Response], request: Request, *, try_s: float = TRY_S
+    ) -> Response:
+        """A unary call with its retries. Raises what the last try raised."""
+
+    async def nodes(self) -> Nodes:
+        """Every node that lives, then every host that is known and gone."""
+        response = await self._call(_transport.LIST_NODES, nodes_pb2.ListNodesRequest())
+        return [_convert.node_view(message) for message in response.nodes]
+
+    async def drain(self, node: str, *, undo: bool = False, let_finish: bool = False) -> NodeView:
+        """Lets a node claim nothing more, until undo; holds over its restarts. Gives its tasks back at once, except
+        those that may not run again, or with let_finish none. Returns how it is doing now, not when it is idle.
+
+        node: its name, or a unique prefix of its node id or host id. Raises NotFound, and InvalidRequest where
+        several are meant. Repeating it is harmless.
+        """
+        request = nodes_pb2.DrainRequest(node=node, undo=undo, let_finish=let_finish)
+        return _convert.node_view((await self._call(_transport.DRAIN, request)).node)
+
+    async def remove(self, node: str) -> RemovedHost:
+        """Forgets a host whose node is gone, and bars its return. node: as for `drain`.
+
+        Raises PreconditionFailed while its node lives, NotFound, and InvalidRequest where several are meant.
+        Repeating it is harmless.
+        """
+        return _convert.removed_host(await self._call(_transport.REMOVE, nodes_pb2.RemoveRequest(node=node)))
+
+    async def why(self, task_id: str) -> Why:
+        """Why a task does not start, node by node; of others, where it runs or how it ended.
+
+        A unique prefix of the id will do. Raises NotFound, and InvalidRequest for an ambiguous prefix.
+        """
+        return _convert.why_value(await self._call(_transport.WHY, nodes_pb2.WhyRequest(id=task_id)))
