@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup setup-tests protos check fix test test-fast test-etcd test-isolation test-node bench demo clean
+.PHONY: help setup setup-tests protos check fix test test-fast test-etcd test-isolation test-node test-cluster bench demo cluster clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -46,11 +46,17 @@ test-isolation: setup ## What needs root and cgroups: sandboxes, limits, leaks
 test-node: setup ## Whole nodes: API, command line, restart, kill -9
 	$(PYTEST) tests/node_live
 
+test-cluster: setup ## Clusters of nodes in network namespaces: faults by pid, signal and link
+	$(PYTEST) tests/cluster_live
+
 bench: setup ## Measure, beside xargs on the same machine, into docs/benchmarks.md
 	$(BIN)/python -m bench
 
 demo: setup ## Start a node and hash and compress several hundred files with it
 	@$(BIN)/python -m examples.demo
+
+cluster: setup ## Three nodes on this machine, each with a network of its own, and a live view; needs root
+	@$(BIN)/python -m examples.cluster $(ARGS)
 
 clean: ## Remove everything that was made here, .venv too
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -35,9 +35,14 @@ def require_node() -> None:
 class LiveNode:
     """One `node start` in a data directory; may be started again there, with the same or other flags."""
 
-    def __init__(self, data_dir: Path, *flags: str) -> None:
+    def __init__(
+        self, data_dir: Path, *flags: str, prefix: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
+        """prefix: a command that runs the node, keeping its pid, such as nsenter. environment: added to ours."""
         self.data_dir = data_dir
         self.flags = flags
+        self.prefix = tuple(prefix)
+        self.environment = dict(environment or {})
         self.process: subprocess.Popen[str] | None = None
         self.log = data_dir.parent / f"{data_dir.name}.log"
 
@@ -52,13 +57,24 @@ class LiveNode:
 
     def start(self, *more: str) -> str:
         """Starts it and gives the line that it prints once it serves."""
+        self.begin(*more)
+        return self.wait_serving()
+
+    def begin(self, *more: str) -> None:
+        """Starts it, and waits for nothing."""
+        command = [sys.executable, "-m", "node", "start", "--data-dir", str(self.data_dir), *self.flags, *more]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "node", "start", "--data-dir", str(self.data_dir), *self.flags, *more],
+                [*self.prefix, *command],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                env=os.environ | self.environment,
             )
+
+    def wait_serving(self) -> str:
+        """The line that it prints once it serves."""
+        assert self.process is not None
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:

@@ -1,0 +1,379 @@
+"""A whole cluster on one machine: real nodes, each in a place of a network of its own, to be hurt and healed.
+
+Theory. Everything that can fail alone in the field can fail alone here: a node process, its etcd and its spawner (by
+signal), its cable and each way of each pair (`examples/cluster/network.py`). What watches stays outside of the faults:
+the tests talk to the nodes by their unix sockets, which no cut touches, the witness of the tasks (`beats.py`) is a
+process of its own, and the history (`history.py`) is judged afterwards, from etcd itself.
+
+`Lab.heal` brings a lab back to rest, whatever a test did to it: it is what makes one cluster good for many tests.
+A laboratory whose process was killed goes by itself, up to its directory, which the next one removes: its name carries
+the pid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from etcd.binary import find_etcd
+from etcd.ports import remembered
+from examples.cluster.network import Network, Place, find_lack
+from pilfer import PilferError, TaskSpec
+from pilfer.types import NodeView
+from tests.support.beats import Witness
+from tests.support.node_process import LiveNode, processes_in, require_node
+from tests.support.require import require
+from tests.support.wait import wait_until_sync
+
+API_PORT = 7400
+#: Of each node, unless a test says otherwise: more than the machine has, since most tasks here only beat.
+CPU = 4
+MEMORY = "256M"
+LEASE_TTL_S = 5.0
+#: A cluster grows by one voter in about 5 s (etcd wants its members connected for so long).
+GROW_TIMEOUT_S = 60.0
+_PREFIX = "pilfer-lab-"
+PARTS = ("node", "etcd", "spawner")
+
+
+def require_lab() -> None:
+    """Skips where this machine cannot run a laboratory."""
+    require_node()
+    lack = find_lack()
+    require("isolation", is_there=lack is None, reason=lack or "")
+
+
+class LabNode(LiveNode):
+    """A node in a place of its own."""
+
+    def __init__(self, place: Place, data_dir: Path, *flags: str) -> None:
+        super().__init__(
+            data_dir, "--name", place.name, "--listen", f"{place.address}:{API_PORT}", *flags, prefix=place.command()
+        )
+        self.place = place
+        self.name = place.name
+        #: Parts that are stopped by a signal.
+        self._paused: list[psutil.Process] = []
+
+    @property
+    def is_up(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def part(self, name: str) -> psutil.Process:
+        """The process of one of PARTS."""
+        return psutil.Process(self.pid) if name == "node" else self.child(name)
+
+    def find_part(self, name: str) -> psutil.Process | None:
+        """The same; None where it is not there (yet, or here)."""
+        try:
+            return self.part(name)
+        except (AssertionError, psutil.NoSuchProcess):
+            return None
+
+    def kill_part(self, name: str) -> None:
+        """kill -9."""
+        if name == "node":
+            self.kill()
+        else:
+            self.part(name).send_signal(signal.SIGKILL)
+
+    def pause(self, *names: str) -> None:
+        """SIGSTOP to these of PARTS, in this order; all of them: the whole machine seems to stand still."""
+        for name in names:
+            process = self.part(name)
+            process.send_signal(signal.SIGSTOP)
+            self._paused.append(process)
+
+    def resume(self) -> None:
+        """SIGCONT to whatever is paused."""
+        for process in self._paused:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
+        self._paused.clear()
+
+    @property
+    def etcd_port(self) -> int | None:
+        """Of its etcd's client port on loopback; None where it runs none."""
+        ports = remembered(self.data_dir / "etcd" / "ports.json")
+        return ports.client if ports is not None and self.is_up and self.find_part("etcd") is not None else None
+
+    def task_processes(self) -> set[int]:
+        """Pids of everything that its tasks run now."""
+        return processes_in(self.cgroups())
+
+    def find_view(self) -> NodeView | None:
+        """What it says of itself; None where it does not answer or has no lease."""
+        try:
+            with self.client(patience_s=0.0) as client:
+                return next((view for view in client.nodes() if view.host_id == self.host_id), None)
+        except (PilferError, OSError):
+            return None
+
+    def run(self, *command: str, timeout_s: float = 30.0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """A command in its place."""
+        return subprocess.run(
+            self.place.command(*command), input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+
+    def end(self) -> None:
+        self.resume()
+        super().end()
+
+
+class Lab:
+    """The network, the witness and the nodes. Made by `laboratory`."""
+
+    def __init__(self, directory: Path, network: Network, witness: Witness) -> None:
+        self.directory = directory
+        self.network = network
+        self.witness = witness
+        self.nodes: dict[str, LabNode] = {}
+        self._token = ""
+        #: Acknowledged submits, for the judgement at the end.
+        self.submitted: list[str] = []
+
+    # Nodes
+
+    def add(self, name: str, *flags: str, cpu: float = CPU) -> LabNode:
+        """A node, not started. The first one founds the cluster."""
+        place = self.network.add(name)
+        more = ["--cpu", f"{cpu:g}", "--memory", MEMORY, "--lease-ttl", f"{LEASE_TTL_S:g}s"]
+        more += ["--share", str(self.witness.directory), "--compaction-interval", "7d"]
+        if self.nodes:
+            more += ["--peers", ",".join(f"{node.place.address}:{API_PORT}" for node in self.nodes.values())]
+        node = LabNode(place, self.directory / name, *more, *flags)
+        self.nodes[name] = node
+        return node
+
+    def begin(self, node: LabNode) -> None:
+        """Starts it, with a token where it does not know its cluster yet, and waits for nothing."""
+        if node is not self.first and not self._token:
+            self._token = self.new_token()
+        node.environment["PILFER_JOIN_TOKEN"] = self._token
+        node.begin()
+
+    def grow(self, *names: str, cpu: float = CPU, voters: int | None = None) -> None:
+        """Adds nodes and starts them, all newcomers at once; returns when they are ready and so many vote."""
+        for name in names:
+            self.add(name, cpu=cpu)
+        starting = [self.nodes[name] for name in names]
+        if starting[0] is self.first:
+            self.first.start()
+            starting = starting[1:]
+        for node in starting:
+            self.begin(node)
+        for node in starting:
+            node.wait_serving()
+        self.wait_ready()
+        if voters is not None:
+            self.wait_voters(voters)
+
+    @property
+    def first(self) -> LabNode:
+        return next(iter(self.nodes.values()))
+
+    def new_token(self) -> str:
+        done = self.any_node().cli("token", "create", "--ttl", "1h")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def up(self) -> list[LabNode]:
+        """The nodes whose process runs."""
+        return [node for node in self.nodes.values() if node.is_up]
+
+    def any_node(self, *, but: Iterable[LabNode] = ()) -> LabNode:
+        """One that runs and is none of these."""
+        left_out = list(but)
+        return next(node for node in self.up() if node not in left_out)
+
+    def node_of(self, node_id: str) -> LabNode:
+        """By the id of its incarnation, as a task's record tells it."""
+        host_id = next((view.host_id for view in self.views() if view.id == node_id), None)
+        found = next((node for node in self.nodes.values() if node.host_id == host_id), None)
+        assert found is not None, f"no living node has the id {node_id}"
+        return found
+
+    def views(self, through: LabNode | None = None) -> Sequence[NodeView]:
+        """The nodes as one of them lists them."""
+        with (through or self.any_node()).client() as client:
+            return client.nodes()
+
+    def wait_ready(self, count: int | None = None, *, timeout_s: float = 40.0) -> None:
+        """So many nodes (default: all that run) are ready, as each of them sees it."""
+        wanted = len(self.up()) if count is None else count
+        seen: dict[str, list[str]] = {}
+
+        def all_ready() -> bool:
+            for node in self.up():
+                seen[node.name] = self._states_seen_by(node)
+            return all(states.count("ready") == wanted for states in seen.values())
+
+        try:
+            wait_until_sync(all_ready, timeout_s, what=f"{wanted} nodes are ready", every_s=0.1)
+        except AssertionError as error:
+            tails = "\n".join(f"--- {node.name}\n{node.tail(15)}" for node in self.nodes.values() if node.log.exists())
+            raise AssertionError(f"{error}; seen: {seen}\n{tails}") from None
+
+    @staticmethod
+    def _states_seen_by(node: LabNode) -> list[str]:
+        try:
+            with node.client(patience_s=0.0) as client:
+                return [view.state for view in client.nodes()]
+        except (PilferError, OSError) as error:
+            return [str(error)]
+
+    def wait_voters(self, count: int, *, timeout_s: float = GROW_TIMEOUT_S) -> None:
+        """etcd has so many members with a vote, and none besides."""
+        wait_until_sync(
+            lambda: (roles := self.roles()).count("voter") == count and "learner" not in roles,
+            timeout_s,
+            what=f"{count} voters",
+            every_s=0.2,
+        )
+
+    def roles(self) -> list[str]:
+        try:
+            return [view.role for view in self.views()]
+        except (PilferError, StopIteration):
+            return []
+
+    # etcd
+
+    def voters(self) -> list[LabNode]:
+        """Nodes whose own etcd runs."""
+        return [node for node in self.up() if node.etcd_port is not None]
+
+    def find_leader(self) -> LabNode | None:
+        """The node whose etcd leads, as the members say; None while they do not agree."""
+        statuses = {node.name: status for node in self.voters() if (status := self._status(node)) is not None}
+        leaders = {status["leader"] for status in statuses.values()}
+        if len(leaders) != 1:
+            return None
+        (leader,) = leaders
+        return next((self.nodes[name] for name, s in statuses.items() if s["header"]["member_id"] == leader), None)
+
+    def get_leader(self) -> LabNode:
+        """The same, waited for."""
+        wait_until_sync(lambda: self.find_leader() is not None, what="etcd has a leader", every_s=0.1)
+        leader = self.find_leader()
+        assert leader is not None
+        return leader
+
+    def move_leader(self, to: LabNode) -> None:
+        """Hands etcd's leadership on, in order."""
+        status = self._status(to)
+        assert status is not None, f"the etcd of {to.name} does not answer"
+        done = self.etcdctl(self.get_leader(), "move-leader", f"{status['header']['member_id']:x}")
+        assert done.returncode == 0, done.stderr
+
+    def etcdctl(self, node: LabNode, *args: str) -> subprocess.CompletedProcess[str]:
+        """Against the etcd of this node, in its place and with its certificate."""
+        pki = node.data_dir / "pki"
+        return node.run(
+            str(Path(find_etcd(None).path).with_name("etcdctl")),
+            f"--endpoints=https://127.0.0.1:{node.etcd_port}",
+            f"--cacert={pki}/ca.crt", f"--cert={pki}/node.crt", f"--key={pki}/node.key",
+            "--command-timeout=2s",
+            *args,
+        )  # fmt: skip
+
+    def _status(self, node: LabNode) -> dict[str, Any] | None:
+        done = self.etcdctl(node, "endpoint", "status", "-w", "json")
+        if done.returncode:
+            return None
+        (answer,) = json.loads(done.stdout)
+        status: dict[str, Any] = answer["Status"]
+        return status
+
+    # Work
+
+    def submit(self, *specs: TaskSpec, through: LabNode | None = None) -> list[str]:
+        """Ids; remembered for the judgement."""
+        with (through or self.any_node()).client(patience_s=20.0) as client:
+            ids = list(client.submit_many(specs))
+        self.submitted += ids
+        return ids
+
+    def judge(self, *, expect_ended: bool = False) -> dict[str, Any]:
+        """What the history checker says of everything since the beginning. Raises AssertionError for a flaw."""
+        node = next(iter(self.voters()))
+        done = node.run(
+            sys.executable, "-m", "tests.support.history",
+            "--endpoint", f"127.0.0.1:{node.etcd_port}", "--pki", str(node.data_dir / "pki"),
+            *(["--expect-ended"] if expect_ended else []),
+            stdin="\n".join(self.submitted), timeout_s=90.0,
+        )  # fmt: skip
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        judged: dict[str, Any] = json.loads(done.stdout)
+        assert not judged["flaws"], "\n".join(map(str, judged["flaws"]))
+        return judged
+
+    # Back to rest
+
+    def heal(self, *, timeout_s: float = 60.0) -> None:
+        """Undoes every fault: cuts, pauses, dead processes. Returns when all nodes are ready."""
+        for node in self.nodes.values():
+            node.resume()
+        self.network.heal()
+        dead = [node for node in self.nodes.values() if not node.is_up]
+        for node in dead:
+            self.begin(node)
+        for node in dead:
+            node.wait_serving()
+        self.wait_ready(timeout_s=timeout_s)
+
+    def end(self) -> None:
+        """Stops every node; nothing of them is left."""
+        for node in self.nodes.values():
+            node.resume()
+        self.network.heal()
+        for node in self.up():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(node.pid, signal.SIGTERM)
+        # The last voters find no quorum any more when they give back: each has its time limit.
+        for node in self.nodes.values():
+            node.end()
+        for node in self.nodes.values():
+            if (node.data_dir / "host_id").exists():
+                wait_until_sync(partial(_is_quiet, node), what=f"no task is left of {node.name}")
+
+
+def _is_quiet(node: LabNode) -> bool:
+    return not node.task_processes()
+
+
+@contextlib.contextmanager
+def laboratory() -> Iterator[Lab]:
+    """An empty lab; everything of it is gone afterwards, and what a killed run left behind now."""
+    require_lab()
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    lab: Lab | None = None
+    try:
+        with Network() as network, Witness(directory / "share") as witness:
+            lab = Lab(directory, network, witness)
+            try:
+                yield lab
+            finally:
+                lab.end()
+    except BaseException:
+        for node in lab.nodes.values() if lab else ():
+            print(f"--- {node.name}\n{node.tail() if node.log.exists() else ''}")
+        raise
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
