@@ -211,6 +211,15 @@ class LogReader:
         """What is written from now on is not read: the file of a task that writes on has no end."""
         self._end = os.fstat(self._fd).st_size
 
+    @property
+    def offset(self) -> int:
+        """Where the next read begins; after a read that gave something: where that ended."""
+        return self._offset
+
+    def seek(self, offset: int) -> None:
+        """Goes on at this byte; where the file has become shorter than that, at its beginning."""
+        self._offset = offset
+
     def read(self, size: int = CHUNK_BYTES) -> bytes:
         if self._end is not None:
             size = max(0, min(size, self._end - self._offset))

@@ -180,7 +180,7 @@ def _outcome_value(message: records_pb2.Outcome) -> Outcome:
 
 
 def log_chunk(message: tasks_pb2.LogResponse) -> LogChunk:
-    return LogChunk(_STREAMS.get(message.stream, Stream.STDOUT), message.data, message.attempt)
+    return LogChunk(_STREAMS.get(message.stream, Stream.STDOUT), message.data, message.attempt, message.notice)
 
 
 def task_event(message: tasks_pb2.WatchResponse) -> TaskEvent:

@@ -252,11 +252,13 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class LogChunk:
-    """Bytes as an attempt wrote them."""
+    """Bytes as an attempt wrote them, or a notice about them."""
 
     stream: Stream
     data: bytes
     attempt: int
+    #: Words for people, without data: another attempt begins, or what cannot be had.
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,3 +343,46 @@ class Why:
     summary: str
     #: Of a queued task: each node, and each host that is gone.
     nodes: tuple[WhyNode, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenView:
+    """A join token, without its secret."""
+
+    id: str
+    created_at: datetime
+    expires_at: datetime
+    #: Machines that may join with it; 0: any number.
+    uses: int
+    #: Machines that have joined with it.
+    used: int
+    revoked: bool
+
+    def state(self, now: datetime) -> str:
+        """In a word: good, revoked, expired or used_up."""
+        if self.revoked:
+            return "revoked"
+        if now >= self.expires_at:
+            return "expired"
+        return "used_up" if self.uses and self.used >= self.uses else "good"
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """A join token that was just made. `text` is secret: whoever has it may bring a machine into the cluster."""
+
+    text: str = field(repr=False)
+    view: TokenView
+    #: HOST:PORT of the nodes that a newcomer may ask.
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What a client elsewhere needs, in PEM form: ca.crt, client.crt and client.key, which is secret."""
+
+    ca_certificate: bytes
+    certificate: bytes
+    key: bytes = field(repr=False)
+    #: HOST:PORT of the nodes that it may be used with.
+    addresses: tuple[str, ...]

@@ -87,28 +87,36 @@ class StatusResponse(_message.Message):
     def __init__(self, tasks: _Optional[_Iterable[_Union[_records_pb2.Task, _Mapping]]] = ...) -> None: ...
 
 class LogRequest(_message.Message):
-    __slots__ = ("id", "stream", "follow", "tail_lines", "attempt")
+    __slots__ = ("id", "stream", "follow", "tail_lines", "attempt", "stdout_offset", "stderr_offset")
     ID_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
     TAIL_LINES_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    STDOUT_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    STDERR_OFFSET_FIELD_NUMBER: _ClassVar[int]
     id: str
     stream: LogStream
     follow: bool
     tail_lines: int
     attempt: int
-    def __init__(self, id: _Optional[str] = ..., stream: _Optional[_Union[LogStream, str]] = ..., follow: _Optional[bool] = ..., tail_lines: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+    stdout_offset: int
+    stderr_offset: int
+    def __init__(self, id: _Optional[str] = ..., stream: _Optional[_Union[LogStream, str]] = ..., follow: _Optional[bool] = ..., tail_lines: _Optional[int] = ..., attempt: _Optional[int] = ..., stdout_offset: _Optional[int] = ..., stderr_offset: _Optional[int] = ...) -> None: ...
 
 class LogResponse(_message.Message):
-    __slots__ = ("stream", "data", "attempt")
+    __slots__ = ("stream", "data", "attempt", "offset", "notice")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
     stream: LogStream
     data: bytes
     attempt: int
-    def __init__(self, stream: _Optional[_Union[LogStream, str]] = ..., data: _Optional[bytes] = ..., attempt: _Optional[int] = ...) -> None: ...
+    offset: int
+    notice: str
+    def __init__(self, stream: _Optional[_Union[LogStream, str]] = ..., data: _Optional[bytes] = ..., attempt: _Optional[int] = ..., offset: _Optional[int] = ..., notice: _Optional[str] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ("status", "name", "labels", "page_size", "page_token", "newest_first")

@@ -91,7 +91,9 @@ class TaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Log(self, request, context):
-        """The bytes an attempt wrote, in chunks of at most 64 KiB; with follow, until the task has ended.
+        """The bytes an attempt wrote, in chunks of at most 64 KiB; with follow, until the task has ended. Any node answers;
+        the bytes come from the host where the attempt ran. While that one has no node the error is FAILED_PRECONDITION
+        and names it; whoever follows a task that runs again elsewhere is told, and sees the next attempt.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

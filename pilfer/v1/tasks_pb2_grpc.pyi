@@ -42,7 +42,10 @@ class TaskServiceStub:
     Cancel: _grpc.UnaryUnaryMultiCallable[_tasks_pb2.CancelRequest, _tasks_pb2.CancelResponse]
     Status: _grpc.UnaryUnaryMultiCallable[_tasks_pb2.StatusRequest, _tasks_pb2.StatusResponse]
     Log: _grpc.UnaryStreamMultiCallable[_tasks_pb2.LogRequest, _tasks_pb2.LogResponse]
-    """The bytes an attempt wrote, in chunks of at most 64 KiB; with follow, until the task has ended."""
+    """The bytes an attempt wrote, in chunks of at most 64 KiB; with follow, until the task has ended. Any node answers;
+    the bytes come from the host where the attempt ran. While that one has no node the error is FAILED_PRECONDITION
+    and names it; whoever follows a task that runs again elsewhere is told, and sees the next attempt.
+    """
     List: _grpc.UnaryUnaryMultiCallable[_tasks_pb2.ListRequest, _tasks_pb2.ListResponse]
     Watch: _grpc.UnaryStreamMultiCallable[_tasks_pb2.WatchRequest, _tasks_pb2.WatchResponse]
     """Transitions as they happen. With ids, the present state of each comes first."""
@@ -58,7 +61,10 @@ class TaskServiceAsyncStub(TaskServiceStub):
     Cancel: _aio.UnaryUnaryMultiCallable[_tasks_pb2.CancelRequest, _tasks_pb2.CancelResponse]  # type: ignore[assignment]
     Status: _aio.UnaryUnaryMultiCallable[_tasks_pb2.StatusRequest, _tasks_pb2.StatusResponse]  # type: ignore[assignment]
     Log: _aio.UnaryStreamMultiCallable[_tasks_pb2.LogRequest, _tasks_pb2.LogResponse]  # type: ignore[assignment]
-    """The bytes an attempt wrote, in chunks of at most 64 KiB; with follow, until the task has ended."""
+    """The bytes an attempt wrote, in chunks of at most 64 KiB; with follow, until the task has ended. Any node answers;
+    the bytes come from the host where the attempt ran. While that one has no node the error is FAILED_PRECONDITION
+    and names it; whoever follows a task that runs again elsewhere is told, and sees the next attempt.
+    """
     List: _aio.UnaryUnaryMultiCallable[_tasks_pb2.ListRequest, _tasks_pb2.ListResponse]  # type: ignore[assignment]
     Watch: _aio.UnaryStreamMultiCallable[_tasks_pb2.WatchRequest, _tasks_pb2.WatchResponse]  # type: ignore[assignment]
     """Transitions as they happen. With ids, the present state of each comes first."""
@@ -95,7 +101,10 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tasks_pb2.LogRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_tasks_pb2.LogResponse], _abc.AsyncIterator[_tasks_pb2.LogResponse]]:
-        """The bytes an attempt wrote, in chunks of at most 64 KiB; with follow, until the task has ended."""
+        """The bytes an attempt wrote, in chunks of at most 64 KiB; with follow, until the task has ended. Any node answers;
+        the bytes come from the host where the attempt ran. While that one has no node the error is FAILED_PRECONDITION
+        and names it; whoever follows a task that runs again elsewhere is told, and sees the next attempt.
+        """
 
     @_abc_1.abstractmethod
     def List(
