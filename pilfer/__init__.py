@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from pilfer.types import Attempt as Attempt
     from pilfer.types import CancelResult as CancelResult
     from pilfer.types import CancelStep as CancelStep
+    from pilfer.types import Invitation as Invitation
     from pilfer.types import LogChunk as LogChunk
     from pilfer.types import Mount as Mount
     from pilfer.types import Network as Network
+    from pilfer.types import NewToken as NewToken
     from pilfer.types import NodeView as NodeView
     from pilfer.types import Outcome as Outcome
     from pilfer.types import Reason as Reason
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from pilfer.types import TaskEvent as TaskEvent
     from pilfer.types import TaskOptions as TaskOptions
     from pilfer.types import TaskSpec as TaskSpec
+    from pilfer.types import TokenView as TokenView
     from pilfer.types import Usage as Usage
     from pilfer.types import Why as Why
     from pilfer.types import WhyNode as WhyNode
@@ -75,9 +78,11 @@ _MODULES = {
         "Attempt",
         "CancelResult",
         "CancelStep",
+        "Invitation",
         "LogChunk",
         "Mount",
         "Network",
+        "NewToken",
         "NodeView",
         "Outcome",
         "Reason",
@@ -89,6 +94,7 @@ _MODULES = {
         "TaskEvent",
         "TaskOptions",
         "TaskSpec",
+        "TokenView",
         "Usage",
         "Why",
         "WhyNode",

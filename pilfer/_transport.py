@@ -72,6 +72,10 @@ LIST_NODES = Call("/pilfer.v1.NodeService/ListNodes", nodes_pb2.ListNodesRequest
 DRAIN = Call("/pilfer.v1.NodeService/Drain", nodes_pb2.DrainRequest, nodes_pb2.DrainResponse)
 REMOVE = Call("/pilfer.v1.NodeService/Remove", nodes_pb2.RemoveRequest, nodes_pb2.RemoveResponse)
 WHY = Call("/pilfer.v1.NodeService/Why", nodes_pb2.WhyRequest, nodes_pb2.WhyResponse)
+CREATE_TOKEN = Call("/pilfer.v1.NodeService/CreateToken", nodes_pb2.CreateTokenRequest, nodes_pb2.CreateTokenResponse)
+LIST_TOKENS = Call("/pilfer.v1.NodeService/ListTokens", nodes_pb2.ListTokensRequest, nodes_pb2.ListTokensResponse)
+REVOKE_TOKEN = Call("/pilfer.v1.NodeService/RevokeToken", nodes_pb2.RevokeTokenRequest, nodes_pb2.RevokeTokenResponse)
+INVITE = Call("/pilfer.v1.NodeService/Invite", nodes_pb2.InviteRequest, nodes_pb2.InviteResponse)
 
 
 class Transport(Protocol):

@@ -23,8 +23,9 @@ from google.protobuf.message import Message
 
 from pilfer import _convert, _transport
 from pilfer._convert import Submission
-from pilfer._nodes import TRY_S, NodeMethods
+from pilfer._nodes import TRY_S
 from pilfer._retry import Patience
+from pilfer._trust import TrustMethods
 from pilfer.address import find_target
 from pilfer.errors import FieldViolation, InvalidRequest, NotFound, PilferError, RevisionGone, TimedOut, Unavailable
 from pilfer.ids import new_task_id
@@ -60,7 +61,7 @@ _IDS_AT_ONCE = 1000
 _UUID_LENGTH = 36
 
 
-class AsyncClient(NodeMethods):
+class AsyncClient(TrustMethods):
     """Talks to one node of a cluster. Safe for many coroutines of one loop; not for several loops.
 
     address: `unix:/path/node.sock` or `HOST:PORT`; else PILFER_ADDRESS, else the socket in the default data directory.

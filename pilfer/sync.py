@@ -14,11 +14,14 @@ from typing import Any, Self, TypeVar, Unpack, overload
 from pilfer import _transport
 from pilfer._convert import Submission
 from pilfer._nodes import Nodes
+from pilfer._trust import TokenViews
 from pilfer.address import TcpTarget, UnixTarget
 from pilfer.aio import BATCH, PATIENCE_S, TIMEOUT_S, AsyncClient, CancelResults, Ids, Tasks
 from pilfer.types import (
     CancelResult,
+    Invitation,
     LogChunk,
+    NewToken,
     NodeView,
     RemovedHost,
     Status,
@@ -26,6 +29,7 @@ from pilfer.types import (
     Task,
     TaskEvent,
     TaskOptions,
+    TokenView,
     Why,
 )
 
@@ -172,6 +176,22 @@ class Client:
     def why(self, task_id: str) -> Why:
         """Why a task does not start, node by node; see `AsyncClient.why`."""
         return _run(self._client.why(task_id))
+
+    def create_token(self, *, ttl_s: float | None = None, uses: int = 0) -> NewToken:
+        """Makes a join token, which is told this once; see `AsyncClient.create_token`."""
+        return _run(self._client.create_token(ttl_s=ttl_s, uses=uses))
+
+    def list_tokens(self) -> TokenViews:
+        """The join tokens that are known, the oldest first."""
+        return _run(self._client.list_tokens())
+
+    def revoke_token(self, token_id: str) -> TokenView:
+        """Nobody joins with this token any more; see `AsyncClient.revoke_token`."""
+        return _run(self._client.revoke_token(token_id))
+
+    def invite(self, name: str, *, ttl_s: float | None = None) -> Invitation:
+        """Makes a certificate for a client elsewhere; see `AsyncClient.invite`."""
+        return _run(self._client.invite(name, ttl_s=ttl_s))
 
     @overload
     def wait(self, ids: str, *, timeout_s: float | None = None) -> Task: ...  # type: ignore[overload-overlap]  # a str is an id, though also an Iterable[str]
