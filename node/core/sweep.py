@@ -40,6 +40,18 @@ def sweep_order(gone_node_id: str, live: Iterable[str]) -> list[str]:
     return sorted(set(live), key=lambda node_id: (_weight(gone_node_id, node_id), node_id))
 
 
+def turn_after_s(gone_node_id: str, live: Iterable[str], me: str, *, delay_s: float = DEFAULT_DELAY_S) -> float:
+    """Seconds from the news of a node's death until this node (which is among the living) looks after it."""
+    rank = sweep_order(gone_node_id, live).index(me)
+    return delay_s * ((1 + rank).bit_length() - 1)
+
+
+def is_tick_mine(live: Iterable[str], me: str) -> bool:
+    """Whether this node looks for orphans that nobody heard of: one node and a backup do it, since it lists every
+    running key."""
+    return me in sweep_order("tick", live)[:2]
+
+
 def plan_sweep(
     live: Iterable[str],
     running: Iterable[tuple[str, str]],
@@ -64,8 +76,7 @@ def plan_sweep(
     requeue: list[Orphan] = []
     next_turn_s: float | None = None
     for node_id in sorted(orphans):
-        rank = sweep_order(node_id, alive).index(me)
-        left_s = delay_s * ((1 + rank).bit_length() - 1) - known_gone_for_s.get(node_id, 0.0)
+        left_s = turn_after_s(node_id, alive, me, delay_s=delay_s) - known_gone_for_s.get(node_id, 0.0)
         if left_s <= 0:
             requeue += [Orphan(node_id, task_id) for task_id in sorted(orphans[node_id])]
         elif next_turn_s is None or left_s < next_turn_s:
