@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -9,7 +10,7 @@ import click
 from node.cli.connection import with_client
 from node.cli.output import json_line, note
 from node.cli.parameters import json_option
-from node.cli.render import NODE_COLUMNS, node_json, node_row, printable
+from node.cli.render_nodes import NODE_COLUMNS, node_json, node_remarks, node_row
 from node.cli.tables import table
 
 if TYPE_CHECKING:
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
 @with_client
 @json_option
 def command(client: Client, as_json: bool) -> None:
-    """Show the nodes of the cluster."""
+    """Show the nodes of the cluster.
+
+    Those that live, and hosts that are known and gone. What an operator should know of them follows on stderr.
+    """
     nodes = client.nodes()
     if as_json:
         for node in nodes:
             json_line(node_json(node))
         return
-    table(NODE_COLUMNS, (node_row(node) for node in nodes))
+    now = datetime.now(UTC)
+    table(NODE_COLUMNS, (node_row(node, now) for node in nodes))
     for node in nodes:
-        for lack in node.not_enforced:
-            note(f"{printable(node.name)} does not enforce: {printable(lack)}")
+        for remark in node_remarks(node):
+            note(remark)

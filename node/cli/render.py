@@ -1,4 +1,4 @@
-"""Tasks and nodes as JSON and as words. Pure: values in, plain data out; no clock, no terminal.
+"""Tasks as JSON and as words. Pure: values in, plain data out; no clock, no terminal.
 
 The JSON of a task is a contract with scripts, and the same in `status`, `list`, `wait` and `submit --wait`: times are
 RFC 3339 in UTC, durations seconds, sizes bytes, absent is null.
@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from node.cli.tables import Column
 from node.units import format_duration, format_size
-from pilfer.types import Attempt, CancelResult, NodeView, Outcome, Reason, Status, Task, Usage
+from pilfer.types import Attempt, CancelResult, Outcome, Reason, Status, Task, Usage
 
 Json: TypeAlias = dict[str, object]
 
@@ -86,26 +86,6 @@ def _attempt_json(attempt: Attempt) -> Json:
         "started_at": rfc3339(attempt.started_at),
         "finished_at": rfc3339(attempt.finished_at),
         **_outcome_json(attempt.outcome),
-    }
-
-
-def node_json(node: NodeView) -> Json:
-    return {
-        "id": node.id,
-        "name": node.name,
-        "host_id": node.host_id,
-        "address": node.address or None,
-        "state": node.state,
-        "role": node.role,
-        "load": node.load,
-        "capacity": {"cpu": node.cpu, "memory_bytes": node.memory_bytes},
-        "reserved": {"cpu": node.reserved_cpu, "memory_bytes": node.reserved_memory_bytes},
-        "running": node.running,
-        "version": node.version,
-        "etcd_version": node.etcd_version or None,
-        "started_at": rfc3339(node.started_at),
-        "age_s": (node.now - node.started_at).total_seconds() if node.now and node.started_at else None,
-        "not_enforced": list(node.not_enforced),
     }
 
 
@@ -193,36 +173,6 @@ TASK_COLUMNS = (
     Column("age", dispensable=1),
     Column("ran for", dispensable=2),
     Column("command", is_flexible=True),
-)
-
-
-def node_row(node: NodeView) -> tuple[str, ...]:
-    """For the table of `nodes`; see NODE_COLUMNS."""
-    return (
-        node.id,
-        printable(node.name),
-        node.address or "unix socket",
-        node.state,
-        node.role,
-        f"{node.load:.0%}",
-        f"{node.cpu:g} cpu, {format_size(node.memory_bytes)}",
-        str(node.running),
-        node.version,
-        age(node.started_at, node.now) if node.now else "",
-    )
-
-
-NODE_COLUMNS = (
-    Column("id"),
-    Column("name", is_flexible=True),
-    Column("address", is_flexible=True),
-    Column("state"),
-    Column("role", dispensable=3),
-    Column("load"),
-    Column("capacity", is_flexible=True, dispensable=1),
-    Column("running", dispensable=2),
-    Column("version", dispensable=5),
-    Column("age", dispensable=4),
 )
 
 

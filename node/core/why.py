@@ -247,7 +247,7 @@ def _running(task: Task, nodes: Sequence[NodeFacts]) -> str:
     owner = next((node for node in nodes if node.node_id == task.owner), None)
     asked = "; its cancel is requested" if task.cancel_requested else ""
     if owner is None or owner.state == "gone":
-        return f"its node {task.owner} is gone; it is requeued in a moment (attempt {task.attempt}){asked}"
+        return f"is requeued in a moment: its node {task.owner} is gone (attempt {task.attempt}){asked}"
     odd = "" if owner.state in ("ready", "draining", "drained") else f", which {_not_claiming(owner.state)}"
     return f"runs on {owner.name} (attempt {task.attempt}){odd}{asked}"
 
