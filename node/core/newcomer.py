@@ -36,6 +36,10 @@ _NUMBERS_MAX = 10_000
 HOST_NAMES_MAX = 64
 
 
+#: Of google.rpc.ErrorInfo.
+ERROR_DOMAIN = "pilfer"
+
+
 class Why(StrEnum):
     """Why a newcomer is not admitted. The words travel to it in google.rpc.ErrorInfo, in upper case."""
 
@@ -56,7 +60,8 @@ class Why(StrEnum):
     TOKEN_REVOKED = "token_revoked"  # noqa: S105
     TOKEN_USED_UP = "token_used_up"  # noqa: S105
     TOKEN_UNREADABLE = "token_unreadable"  # noqa: S105
-    TOKEN_REFUSED = "token_refused"  # noqa: S105
+    #: The peer does not accept the certificate that the call was made with.
+    CERTIFICATE_REFUSED = "certificate_refused"
     #: What answers there is no node, or one that is older than joining.
     NOT_A_NODE = "not_a_node"
 

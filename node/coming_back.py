@@ -1,0 +1,116 @@
+"""How a node that was away finds its cluster again.
+
+Nodes answer Contacts from memory, so that a cluster that was down as a whole finds itself again: all that is remembered
+and all `--peers` are asked, and what the first round of answers says is put together. A voter's address that is no
+longer good costs its clients a moment; one that is missing may cost everything.
+
+Must not do: touch etcd, or write what was found (`ClusterMemory.update`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random as random_module
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from node.cluster_memory import ClusterMemory, Contacts
+from node.core.newcomer import Why
+from node.handshake import Papers
+from node.peer_answers import JoinRefused, Refused, Silent, ask
+from node.rounds import RANDOM, Pace, Rounds
+from pilfer.v1 import nodes_pb2, nodes_pb2_grpc
+from pilfer.version import PROTOCOL
+
+log = logging.getLogger(__name__)
+
+#: Contacts costs a peer nothing; one that does not answer by then is no help.
+CONTACTS_TIMEOUT_S: Final = 3.0
+#: Remembered nodes asked in one round, besides all `--peers`: a cluster may have a thousand, of which a few suffice.
+ASKED_PER_ROUND: Final = 32
+
+
+async def find_contacts(
+    memory: ClusterMemory,
+    peers: Sequence[str],
+    papers: Callable[[], Papers],
+    *,
+    host_id: str,
+    own_address: str,
+    clock: Callable[[], float] = time.time,
+    random: random_module.Random = RANDOM,
+    pace: Pace = Pace(),
+) -> Contacts:
+    """Where the cluster is now, as other nodes tell it; asks until one answers. What is remembered already, where
+    there is nobody to ask. `papers`: this node's own, read anew for each round.
+
+    Raises JoinRefused: this host was removed, or a peer that was named belongs to another cluster.
+    """
+    named = tuple(dict.fromkeys(peer for peer in peers if peer != own_address))
+    known = [address for address in memory.node_addresses if address not in (own_address, *named)]
+    if not named and not known:
+        return memory.contacts
+    request = nodes_pb2.ContactsRequest(protocol=PROTOCOL, host_id=host_id)
+
+    async def call(stub: nodes_pb2_grpc.NodeServiceAsyncStub) -> nodes_pb2.ContactsResponse:
+        return await stub.Contacts(request, timeout=CONTACTS_TIMEOUT_S)
+
+    rounds = Rounds("coming back", pace, random)
+    while True:
+        asked = (*named, *random.sample(known, min(len(known), ASKED_PER_ROUND)))
+        own = papers()
+        answers = await asyncio.gather(*(ask(address, own, call, now=clock()) for address in asked))
+        results = dict(zip(asked, answers, strict=True))
+        reasons: dict[str, str] = {}
+        found: list[Contacts] = []
+        for address, result in results.items():
+            if isinstance(result, Silent):
+                reasons[address] = result.reason
+            elif isinstance(result, Refused):
+                _check_refusal(address, result, is_named=address in named)
+                reasons[address] = result.message
+            elif (contacts := result.answer.contacts).cluster_id != memory.cluster_id:
+                _check_refusal(address, _other_cluster(address, contacts, memory), is_named=address in named)
+                reasons[address] = f"belongs to cluster {contacts.cluster_id}"
+            else:
+                found.append(Contacts(tuple(contacts.etcd_endpoints), (address, *contacts.node_addresses)))
+        if found:
+            return merged(found, without=own_address)
+        await rounds.wait(reasons)
+
+
+def _other_cluster(address: str, contacts: nodes_pb2.Contacts, memory: ClusterMemory) -> Refused:
+    return Refused(
+        Why.WRONG_CLUSTER,
+        f"{address} belongs to cluster {contacts.cluster_id}, and this host to {memory.cluster_id} ({memory.path}):"
+        " name nodes of the latter with --peers",
+    )
+
+
+def _check_refusal(address: str, refused: Refused, *, is_named: bool) -> None:
+    """Raises JoinRefused for what no other node will answer otherwise. An address that is only remembered may belong
+    to somebody else by now."""
+    if refused.why in (Why.REMOVED, Why.CERTIFICATE_REFUSED):
+        raise JoinRefused(refused.why, refused.message)
+    if is_named and refused.why is Why.WRONG_CLUSTER:
+        raise JoinRefused(refused.why, refused.message)
+    log.debug("%s refuses: %s", address, refused.message)
+
+
+def merged(found: Iterable[Contacts], *, without: str = "") -> Contacts:
+    """What several nodes say, put together: all addresses, those that most of them name first. A node that was away
+    itself names old ones."""
+    found = list(found)
+
+    def most_named(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
+        named = Counter(address for addresses in lists for address in dict.fromkeys(addresses))
+        # sorted is stable: among equals, the order in which they were named.
+        return tuple(address for address, _ in sorted(named.items(), key=lambda item: -item[1]) if address != without)
+
+    return Contacts(
+        most_named(contacts.etcd_endpoints for contacts in found),
+        most_named(contacts.node_addresses for contacts in found),
+    )
