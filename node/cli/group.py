@@ -19,7 +19,7 @@ VERBS: Final[dict[str, str]] = {
     "log": "Print what a task wrote.",
     "wait": "Wait for tasks to end.",
     "cancel": "Cancel tasks, queued or running.",
-    "why": "Tell why a task does not start.",
+    "why": "Tell why a task does not start, node by node.",
     "nodes": "Show the nodes of the cluster.",
     "drain": "Let a node claim no more tasks.",
     "remove": "Forget a node that is gone.",

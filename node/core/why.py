@@ -215,7 +215,7 @@ def _waiting(fitting: Sequence[OfNode]) -> str:
     names = _names([of.name for of in ready])
     if all(obstacle.kind is Kind.HELD for of in ready for obstacle in of.obstacles):
         return f"waits behind an older task that needs more, for which {names} saves up room"
-    return f"waits for room: {names} could hold it, and it is not free there now"
+    return f"waits for room: {names} could hold it, once what runs there leaves enough"
 
 
 def _too_big(requirements: Requirements, capacities: Sequence[Capacity]) -> str:
