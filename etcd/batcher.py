@@ -85,13 +85,15 @@ class Batcher:
         max_waiting: int = 10_000,
         rpc_timeout_s: float = 3.0,
         linger_s: float = 0.002,
+        pace_s: float = 0.008,
         random: Random | None = None,
     ) -> None:
         """max_items, max_bytes: of one RPC. in_flight: RPCs at a time. max_waiting: items queued before callers wait.
-        rpc_timeout_s: after which an RPC's outcome is unknown. linger_s: wait for company beside RPCs in flight."""
+        rpc_timeout_s: after which an RPC's outcome is unknown. linger_s: wait for company beside RPCs in flight.
+        pace_s: from one RPC to the next under load, where nobody is in a hurry."""
         self._etcd = etcd
         self._rpc_timeout_s = rpc_timeout_s
-        self._limits = Limits(max_items, max_bytes, in_flight, max_waiting, linger_s)
+        self._limits = Limits(max_items, max_bytes, in_flight, max_waiting, linger_s, pace_s)
         self._random = random or Random()  # noqa: S311  (jitter is no secret)
         self._lanes: tuple[_Transitions, _Reads] | None = None
 
@@ -109,38 +111,43 @@ class Batcher:
         for lane in lanes or ():
             await lane.close()
 
-    async def post(self, transition: Transition, *, timeout_s: float) -> asyncio.Future[Applied | Lost]:
-        """Queues a transition and gives the future of its answer: for callers with many. Errors as `apply`."""
+    async def post(
+        self, transition: Transition, *, timeout_s: float, is_patient: bool = False
+    ) -> asyncio.Future[Applied | Lost]:
+        """Queues a transition and gives the future of its answer: for callers with many. is_patient and errors as
+        `apply`."""
         size = sum(_OPERATION_BYTES + len(c.key) for c in transition.compares)
         for write in transition.writes:
             size += _OPERATION_BYTES + len(write.key) + (len(write.value) if isinstance(write, Put) else 0)
         lane = self._open_lanes()[0]
-        return await lane.post(transition, subject=transition.task_id, width=1, size=size, timeout_s=timeout_s)
+        return await lane.post(
+            transition, subject=transition.task_id, width=1, size=size, timeout_s=timeout_s, is_patient=is_patient
+        )
 
-    async def apply(self, transition: Transition, *, timeout_s: float) -> Applied | Lost:
-        """Sends it until it is answered.
+    async def apply(self, transition: Transition, *, timeout_s: float, is_patient: bool = False) -> Applied | Lost:
+        """Sends it until it is answered. is_patient: it may wait some milliseconds for company when many are coming.
 
         Raises OutcomeUnknown (no answer before the time was up: it may have been applied, or may yet be),
         StoreUnavailable (never sent), RequestTooLarge, InvalidRequest, NoSpace (refused, nothing written as far as the
         record tells).
         Cancelling the caller gives no guarantee whether it is applied.
         """
-        return await (await self.post(transition, timeout_s=timeout_s))
+        return await (await self.post(transition, timeout_s=timeout_s, is_patient=is_patient))
 
     async def apply_many(
-        self, transitions: Iterable[Transition], *, timeout_s: float
+        self, transitions: Iterable[Transition], *, timeout_s: float, is_patient: bool = False
     ) -> list[Applied | Lost | StoreError]:
         """Applies as many as there are, and gives their answers in order, errors of etcd among them.
 
-        `timeout_s` is for all together. They are drawn from the iterable as they are sent, so that neither the queue
-        nor the memory fills up, and in small portions, so that others get the loop in between.
+        `timeout_s` is for all together; is_patient as in `apply`. They are drawn from the iterable as they are sent, so
+        that neither the queue nor the memory fills up, and in small portions, so that others get the loop in between.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         window: deque[asyncio.Future[Applied | Lost]] = deque()
         answers: list[Applied | Lost | StoreError] = []
         try:
             for transition in transitions:
-                window.append(await self._post_or_error(transition, deadline))
+                window.append(await self._post_or_error(transition, deadline, is_patient))
                 if len(window) >= _MANY_WINDOW:
                     answers.append(await _answer_or_error(window.popleft()))
             while window:
@@ -152,10 +159,12 @@ class Batcher:
                     answer.exception()
         return answers
 
-    async def _post_or_error(self, transition: Transition, deadline: float) -> asyncio.Future[Applied | Lost]:
+    async def _post_or_error(
+        self, transition: Transition, deadline: float, is_patient: bool
+    ) -> asyncio.Future[Applied | Lost]:
         loop = asyncio.get_running_loop()
         try:
-            return await self.post(transition, timeout_s=deadline - loop.time())
+            return await self.post(transition, timeout_s=deadline - loop.time(), is_patient=is_patient)
         except StoreError as error:
             failed: asyncio.Future[Applied | Lost] = loop.create_future()
             failed.set_exception(error)

@@ -5,7 +5,9 @@ goes together, sending again what was not answered, halving what was refused, de
 the lane's RPC takes.
 
 Alone, an item goes out at once. Under load a further RPC beside those in flight is sent only for a group that is worth
-it, or for one that has waited `linger_s`.
+it, or for one that has waited `linger_s`. Items that nobody waits for with bated breath (patient ones: ends of tasks,
+claims ahead) leave every `pace_s` at most while many are coming, since an RPC of one costs etcd and the node, and every
+watcher, nearly as much as an RPC of ten; an impatient one takes along all that wait.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from etcd.errors import OutcomeUnknown, StoreError, StoreUnavailable
 _SKIPS_MAX = 200
 #: How late a deadline may be noticed.
 _EXPIRY_TICK_S = 0.1
+#: So many items in so short a time are "many": more than one client causes that submits a task when the last has ended.
+_BUSY_ITEMS = 24
+_BUSY_WITHIN_S = 0.05
 _BACKOFF_FIRST_S = 0.02
 _BACKOFF_MAX_S = 1.0
 
@@ -42,6 +47,8 @@ class Limits:
     max_waiting: int
     #: How long an item waits for company beside RPCs in flight.
     linger_s: float
+    #: From one RPC to the next, where all that wait are patient and many are coming.
+    pace_s: float
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +64,8 @@ class Item(Generic[PayloadT, AnswerT]):
     #: On the loop's clock.
     deadline: float
     answer: asyncio.Future[AnswerT]
+    #: May wait for company under load.
+    is_patient: bool
     #: Sent at least once.
     is_sent: bool = False
 
@@ -86,14 +95,20 @@ class Lane(Generic[PayloadT, AnswerT]):
         self._room = asyncio.Event()
         self._room.set()
         self._is_closed = False
+        #: Of those waiting, how many are not patient; done ones count until they are found to be done.
+        self._impatient = 0
+        #: When the latest items came, and the latest RPC left.
+        self._posted_at: deque[float] = deque(maxlen=_BUSY_ITEMS)
+        self._started_at = float("-inf")
         self._pump_handle: asyncio.Handle | None = None
         self._linger_handle: asyncio.TimerHandle | None = None
         self._expiry_handle: asyncio.TimerHandle | None = None
 
     async def post(
-        self, payload: PayloadT, *, subject: str, width: int, size: int, timeout_s: float
+        self, payload: PayloadT, *, subject: str, width: int, size: int, timeout_s: float, is_patient: bool = False
     ) -> asyncio.Future[AnswerT]:
-        """Queues an item; waits while the queue is full, and no longer than the item may."""
+        """Queues an item; waits while the queue is full, and no longer than the item may. is_patient: it may wait for
+        `pace_s` under load."""
         deadline = self._loop.time() + timeout_s
         while not self._room.is_set() and not self._is_closed:
             try:
@@ -103,8 +118,10 @@ class Lane(Generic[PayloadT, AnswerT]):
                 raise StoreUnavailable(f"not sent within {timeout_s} s: the queue to etcd is full") from None
         if self._is_closed:
             raise StoreUnavailable("the store is closed")
-        item = Item(payload, subject, width, size, deadline, self._loop.create_future())
+        item = Item(payload, subject, width, size, deadline, self._loop.create_future(), is_patient)
         self._waiting.append(item)
+        self._impatient += not is_patient
+        self._posted_at.append(self._loop.time())
         self._open.add(item)
         if len(self._waiting) >= self._limits.max_waiting:
             self._room.clear()
@@ -137,13 +154,32 @@ class Lane(Generic[PayloadT, AnswerT]):
         self._pump_handle = None
         while self._waiting and self._is_worth_sending():
             self._start()
-        if self._waiting and len(self._sending) < self._limits.in_flight and self._linger_handle is None:
-            self._linger_handle = self._loop.call_later(self._limits.linger_s, self._stop_lingering)
+        if self._waiting and len(self._sending) < self._limits.in_flight:
+            wait_s = self._pause_s()
+            self._linger_until(self._loop.time() + (wait_s or self._limits.linger_s))
 
     def _is_worth_sending(self) -> bool:
-        """With nothing in flight anything is; beside others only a good part of a batch."""
-        busy = len(self._sending)
-        return busy < self._limits.in_flight and (busy == 0 or len(self._waiting) * 2 >= self._limits.max_items)
+        """With nothing in flight anything is, but what may wait under load; beside others only a good part of a
+        batch."""
+        if len(self._sending) >= self._limits.in_flight:
+            return False
+        return len(self._waiting) * 2 >= self._limits.max_items or (not self._sending and not self._pause_s())
+
+    def _pause_s(self) -> float:
+        """How much longer those waiting may be kept together; 0: they are not to be."""
+        if self._impatient or len(self._posted_at) < _BUSY_ITEMS:
+            return 0.0
+        now = self._loop.time()
+        if now - self._posted_at[0] > _BUSY_WITHIN_S:
+            return 0.0
+        return max(0.0, self._started_at + self._limits.pace_s - now)
+
+    def _linger_until(self, at: float) -> None:
+        if self._linger_handle is not None:
+            if self._linger_handle.when() <= at:
+                return
+            self._linger_handle.cancel()
+        self._linger_handle = self._loop.call_at(at, self._stop_lingering)
 
     def _stop_lingering(self) -> None:
         self._linger_handle = None
@@ -154,6 +190,7 @@ class Lane(Generic[PayloadT, AnswerT]):
     def _start(self) -> None:
         batch = self._take()
         if batch:
+            self._started_at = self._loop.time()
             task = self._loop.create_task(self._send(batch))
             self._sending.add(task)
             task.add_done_callback(self._sent)
@@ -173,6 +210,7 @@ class Lane(Generic[PayloadT, AnswerT]):
             item = self._waiting[0]
             if item.answer.done():
                 self._open.discard(self._waiting.popleft())
+                self._impatient -= not item.is_patient
                 continue
             if batch and (width + item.width > self._limits.max_items or size + item.size > self._limits.max_bytes):
                 break
@@ -183,6 +221,7 @@ class Lane(Generic[PayloadT, AnswerT]):
             if item.subject:
                 subjects.add(item.subject)
             item.is_sent = True
+            self._impatient -= not item.is_patient
             batch.append(item)
             width += item.width
             size += item.size

@@ -224,9 +224,10 @@ class TaskStore:
         return claim
 
     async def claim_many(
-        self, seen: Sequence[Versioned], identity: Identity, *, now: float, timeout_s: float
+        self, seen: Sequence[Versioned], identity: Identity, *, now: float, timeout_s: float, is_patient: bool = False
     ) -> list[Claim | StoreError | None]:
-        """As `claim`, for several at once, errors of etcd among the answers."""
+        """As `claim`, for several at once, errors of etcd among the answers. is_patient: nothing here is idle for want
+        of them, so that under load they may leave together with others."""
         deadline = _Deadline(timeout_s)
         # Two of the same would both know the running key of one of them as their own.
         mine = [one for one in {one.task.id: one for one in seen}.values() if one.task.id not in self._claiming]
@@ -238,6 +239,7 @@ class TaskStore:
             answers = await self._batcher.apply_many(
                 (transitions.claim(b.task, a, b.mod_revision, identity) for b, a in zip(mine, after, strict=True)),
                 timeout_s=timeout_s,
+                is_patient=is_patient,
             )
             for task, answer in zip(after, answers, strict=True):
                 try:
@@ -327,7 +329,7 @@ class TaskStore:
                 identity=claim.identity,
                 fence_revision=claim.fence_revision,
             )
-            answer = await self._batcher.apply(transition, timeout_s=deadline.left_s())
+            answer = await self._batcher.apply(transition, timeout_s=deadline.left_s(), is_patient=True)
             if isinstance(answer, Applied) or _is_mine(answer, transition):
                 return after
             record, running = answer.reads

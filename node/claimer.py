@@ -2,7 +2,8 @@
 
 A task under claim is out of the queue's view and booked in the ledger from before its claim is sent until its sandbox
 is empty, so that capacity is never promised twice, whatever becomes of an answer. A claim whose outcome is unknown is
-sent again until it is answered; meanwhile its booking stands.
+sent again until it is answered; meanwhile its booking stands. A task that is claimed ahead is not booked: the runner
+books it when it has room for it.
 """
 
 from __future__ import annotations
@@ -63,10 +64,12 @@ class Claimer:
         self._view = QueueView(identity.node_id, ledger.capacity, limit=queue_window)
         self._round_trip = Smoothed()
         self._starts = Rate()
+        #: Claims sent and not answered: those with a booking, and those without.
         self._under_way = 0
+        self._ahead_under_way: set[str] = set()
         #: Offers seen while a claim of the same task is under way.
         self._again: dict[str, Offer] = {}
-        self._ahead = ReadAhead(store, self._view)
+        self._read_ahead = ReadAhead(store, self._view)
         #: Owns the claims under way; None: nothing is claimed (yet, or any more).
         self._group: asyncio.TaskGroup | None = None
         self._next_look: asyncio.TimerHandle | None = None
@@ -100,7 +103,7 @@ class Claimer:
     def _take_in(self, news: Listing | WatchBatch) -> None:
         now = time.monotonic()
         if isinstance(news, Listing):
-            self._ahead.clear()
+            self._read_ahead.clear()
             self._view.reset((found for kv in news.kvs if (found := _queued(kv)) is not None), now=now)
             return
         for event in news.events:
@@ -108,7 +111,7 @@ class Claimer:
             if found is None:
                 continue
             task_id, requirements, age_s = found
-            self._ahead.drop(task_id)
+            self._read_ahead.drop(task_id)
             if event.is_delete:
                 self._again.pop(task_id, None)
                 self._view.remove(task_id)
@@ -124,14 +127,17 @@ class Claimer:
         """
         while self._group is not None:
             plan = self._plan()
-            if not plan.claim:
+            if not (plan.claim or plan.ahead):
                 self._set_next_look(plan.look_again_at)
                 return
-            offers = [offer for task_id in plan.claim if (offer := self._book(task_id)) is not None]
-            self._under_way += len(offers)
-            self._group.create_task(self._claim(offers), name="claim")
-            if ahead := self._ahead.wanted():
-                self._group.create_task(self._ahead.read(ahead), name="read ahead")
+            if offers := [offer for task_id in plan.claim if (offer := self._book(task_id)) is not None]:
+                self._under_way += len(offers)
+                self._group.create_task(self._claim(offers), name="claim")
+            if offers := [offer for task_id in plan.ahead if (offer := self._take(task_id)) is not None]:
+                self._ahead_under_way.update(offer.task_id for offer in offers)
+                self._group.create_task(self._claim(offers, is_ahead=True), name="claim ahead")
+            if wanted := self._read_ahead.wanted():
+                self._group.create_task(self._read_ahead.read(wanted), name="read ahead")
 
     def _set_next_look(self, at: float | None) -> None:
         if self._next_look is not None:
@@ -144,20 +150,34 @@ class Claimer:
         now = time.monotonic()
         if not self._is_open() or now < self._runner.paused_until:
             return ClaimPlan(look_again_at=now + CLOSED_LOOK_S)
-        if not len(self._view) or self._ledger.free.milli_cpu <= 0:
-            return NOTHING  # every task needs some CPU; the end of one looks again
+        if not len(self._view):
+            return NOTHING
+        turnover = self._runner.turnover
         situation = Situation(
             now=now,
             free=self._ledger.free,
             load=self._ledger.load,
             unstarted=self._under_way + self._runner.unstarted,
+            ahead=len(self._ahead_under_way) + self._runner.waiting,
             start_rate_per_s=self._starts.per_s(now),
+            end_rate_per_s=turnover.per_s(now),
+            smallest_end=turnover.smallest,
             round_trip_s=self._round_trip.value,
         )
         return plan_claims(self._view, situation)
 
     def _book(self, task_id: str) -> Offer | None:
-        """Takes the offer out of the view and reserves what it needs.
+        """As `_take`, and reserves what the task needs."""
+        offer = self._take(task_id)
+        if offer is None:
+            return None
+        if not self._ledger.take(task_id, offer.requirements):
+            self._own_keys.claiming.discard(task_id)
+            return None
+        return offer
+
+    def _take(self, task_id: str) -> Offer | None:
+        """Takes the offer out of the view, to be claimed.
 
         None for a task whose claim is under way: a listing taken before that claim may show it once more.
         """
@@ -168,15 +188,13 @@ class Claimer:
             # Queued again, or shown by an old listing: looked at once more when the claim under way is answered.
             self._again[task_id] = offer
             return None
-        if not self._ledger.take(task_id, offer.requirements):
-            return None
         self._own_keys.claiming.add(task_id)
         return offer
 
-    async def _claim(self, offers: Sequence[Offer]) -> None:
+    async def _claim(self, offers: Sequence[Offer], *, is_ahead: bool = False) -> None:
         """Reads the records and claims them; every offer ends won, lost or back in the view."""
         started = time.monotonic()
-        known = [(offer, self._ahead.take(offer.task_id)) for offer in offers]
+        known = [(offer, self._read_ahead.take(offer.task_id)) for offer in offers]
         unread = [offer for offer, seen in known if seen is None]
         try:
             read = await self._store.read_each([offer.task_id for offer in unread])
@@ -196,14 +214,16 @@ class Claimer:
         # The same moment in every try: by it the store knows an earlier try of this claim that was applied after all.
         now = time.time()
         while waiting:
-            waiting = await self._send(waiting, now)
+            waiting = await self._send(waiting, now, is_ahead)
         self._round_trip.add(time.monotonic() - started)
 
-    async def _send(self, waiting: Sequence[tuple[Offer, Versioned]], now: float) -> list[tuple[Offer, Versioned]]:
+    async def _send(
+        self, waiting: Sequence[tuple[Offer, Versioned]], now: float, is_ahead: bool
+    ) -> list[tuple[Offer, Versioned]]:
         """Sends these claims once; gives those whose outcome is unknown: they may be ours, and only the same guarded
         transaction, sent again, tells."""
         answers = await self._store.claim_many(
-            [seen for _, seen in waiting], self._identity, now=now, timeout_s=CLAIM_TIMEOUT_S
+            [seen for _, seen in waiting], self._identity, now=now, timeout_s=CLAIM_TIMEOUT_S, is_patient=is_ahead
         )
         unknown: list[tuple[Offer, Versioned]] = []
         refused: list[Offer] = []
@@ -241,6 +261,7 @@ class Claimer:
         run = self._runner.runs.get(offer.task_id)
         if run is None or not run.holds_reservation:
             self._ledger.release(offer.task_id)
+            self._runner.start_waiting()
         again = self._again.pop(offer.task_id, None)
         if again is not None:
             now = time.monotonic()
@@ -256,7 +277,10 @@ class Claimer:
         self.look()
 
     def _settle(self, offer: Offer) -> None:
-        self._under_way -= 1
+        if offer.task_id in self._ahead_under_way:
+            self._ahead_under_way.discard(offer.task_id)
+        else:
+            self._under_way -= 1
         self._own_keys.claiming.discard(offer.task_id)
 
 

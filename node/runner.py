@@ -6,6 +6,10 @@ One coroutine per run, owned by the runner's task group. Its states, in order:
     running   the command runs
     ending    every process is gone; the end is being written
 
+A claim made ahead (`node/core/claim.py`) has no reservation yet: it waits until there is room for it, in the order of
+the claims, each passed over by those after it that fit. One that has found no room within WAIT_MAX_S is given back,
+since a peer may be idle; that uses up no attempt.
+
 Whatever happens to a run, its end is written once, with the guards of its claim; where the outcome of that write is
 unknown it is sent again until it is answered or the incarnation is over. A reservation is held until every process of
 the sandbox is gone, not until the end is written.
@@ -19,21 +23,23 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from etcd.errors import NoSpace, OutcomeUnknown, StoreError, StoreUnavailable
 from etcd.store import Claim, TaskStore
 from isolation.client import Sandbox
 from isolation.errors import SandboxFailed, SpawnerDied
-from isolation.spec import SCRATCH_DIR, BindMount, Limits, SandboxSpec
-from node.admission import Admission
 from node.core.errors import IllegalTransition
-from node.core.model import Network, Outcome, Reason, Task
+from node.core.model import Outcome, Reason, Task
 from node.core.reconcile import Phase
-from node.core.requirements import Ledger
+from node.core.requirements import Ledger, reservation
 from node.logs import LogStore
 from node.outcomes import StopWhy, Verdict, of_end, of_setup_failure
+from node.rates import Turnover
+from node.run import Run
+from node.sandbox_specs import RunContext, sandbox_spec, stdin_of
 from node.supervised_spawner import SupervisedSpawner
+
+__all__ = ["RunContext", "Runner"]
 
 log = logging.getLogger(__name__)
 
@@ -43,65 +49,8 @@ RETRY_DELAY_MAX_S = 2.0
 #: After a failure that is the host's (disk full, no pids), nothing is claimed for this long, so that a broken node
 #: does not pull tasks in only to give them back.
 HOST_TROUBLE_PAUSE_S = 2.0
-
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-class Run:
-    """One claim and what became of it."""
-
-    def __init__(self, claim: Claim) -> None:
-        self.claim = claim
-        self.phase = Phase.HELD
-        self._stop_why: StopWhy | None = None
-        self.sandbox: Sandbox | None = None
-        self.started_at: float | None = None
-        #: Version of the running key at which the record was last looked at for a cancel request.
-        self.version_checked = 1
-        #: Until every process of the sandbox is gone.
-        self.holds_reservation = True
-        #: Its end is written, or refused.
-        self.over = asyncio.Event()
-
-    @property
-    def task(self) -> Task:
-        return self.claim.task
-
-    @property
-    def stop_why(self) -> StopWhy | None:
-        """Why its end was asked for; changes between awaits."""
-        return self._stop_why
-
-    @property
-    def grace_s(self) -> float:
-        return self.task.spec.grace_s
-
-    def begin(self, sandbox: Sandbox) -> None:
-        """The command runs; its end may have been asked for while the sandbox was being made."""
-        self.sandbox = sandbox
-        self.started_at = sandbox.started.started_at
-        if self._stop_why is not None:
-            sandbox.stop(self.grace_s)
-
-    def ask_stop(self, why: StopWhy) -> None:
-        """Ends the command now or, where it has not started, instead of starting it. A cancel outranks a give back."""
-        if self._stop_why is StopWhy.CANCEL or self.phase is Phase.ENDING:
-            return
-        first = self._stop_why is None
-        self._stop_why = why
-        if self.sandbox is not None and first:
-            self.sandbox.stop(self.grace_s)
-
-
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """What every task of this node gets from it."""
-
-    host_id: str
-    cluster_epoch: int
-    #: Bound of tasks that ask for no memory limit of their own.
-    node_memory_bytes: int
-    admission: Admission
+#: What was claimed ahead and has not started by then is given back: three times as long as it was predicted to take.
+WAIT_MAX_S = 0.3
 
 
 class Runner:
@@ -129,6 +78,11 @@ class Runner:
         self._idle.set()
         self._gone = asyncio.Event()
         self._gone.set()
+        #: Runs that wait for room, oldest claim first; all and only runs with `on_stop`.
+        self._waiting: dict[str, Run] = {}
+        self._wait_timer: asyncio.TimerHandle | None = None
+        #: How fast the reservations of runs come free.
+        self.turnover = Turnover()
         self._unstarted = 0
         self._alive = 0
         self.paused_until = 0.0
@@ -141,42 +95,69 @@ class Runner:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Owns the runs until `stop` is set and the last one has ended; cancelled, it drops them all."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            await stop.wait()
-            await self._idle.wait()
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                await stop.wait()
+                await self._idle.wait()
+        finally:
+            self._set_wait_timer(None)
 
     def adopt(self, claim: Claim) -> Run:
-        """Takes over a won claim and starts it. The same claim twice is one run."""
+        """Takes over a won claim and starts it, as soon as there is room where none is booked for it. The same claim
+        twice is one run."""
         known = self.runs.get(claim.task.id)
         if known is not None and known.claim.fence_revision == claim.fence_revision:
             return known
-        if self._group is None:
-            raise RuntimeError("the runner is not running")
         run = Run(claim)
         self.runs[claim.task.id] = run
-        self._ledger.adopt(claim.task.id, claim.task.spec.requirements)
         self._idle.clear()
-        self._gone.clear()
-        self._unstarted += 1
-        self._alive += 1
         if claim.task.cancel_requested:
             run.ask_stop(StopWhy.CANCEL)
         elif self.is_closing:
             run.ask_stop(StopWhy.GIVE_BACK)
-        self._group.create_task(self._run(run, known), name=f"run {claim.task.id}")
+        if known is not None:
+            # Our own give back was applied, and the task claimed here again, before its answer came.
+            self._ledger.adopt(claim.task.id, claim.task.spec.requirements)
+            self._start(run, known)
+        elif run.stop_why is not None or self._has_room(run):
+            self._start(run)
+        else:
+            self._wait_for_room(run)
         return run
 
     def give_back_all(self, which: Callable[[Task], bool]) -> None:
-        """Asks every run that `which` picks to end and be given back."""
+        """Asks every run that `which` picks to end and be given back, and every one that waits for room."""
+        self.give_back_waiting()
         for run in list(self.runs.values()):
             if which(run.task):
                 run.ask_stop(StopWhy.GIVE_BACK)
 
+    def give_back_waiting(self) -> None:
+        """Asks what has not started for want of room to be given back: for a node that starts nothing any more."""
+        for run in list(self._waiting.values()):
+            run.ask_stop(StopWhy.GIVE_BACK)
+
+    def start_waiting(self) -> None:
+        """Starts what has room now. To be called when reservations have come free."""
+        if not self._waiting or self.is_closing or self.is_lost:
+            return
+        for run in list(self._waiting.values()):
+            if self._ledger.free.milli_cpu <= 0:
+                return
+            if self._has_room(run):
+                self._leave_waiting(run)
+                self._start(run)
+
     @property
     def unstarted(self) -> int:
-        """Claims won whose sandbox is not started yet."""
+        """Claims won whose sandbox is being started."""
         return self._unstarted
+
+    @property
+    def waiting(self) -> int:
+        """Claims won that wait for room."""
+        return len(self._waiting)
 
     @property
     def is_gone(self) -> bool:
@@ -197,10 +178,56 @@ class Runner:
         """Returns when nothing runs and every end is written."""
         await self._idle.wait()
 
+    def _has_room(self, run: Run) -> bool:
+        return self._ledger.take(run.task.id, run.task.spec.requirements)
+
+    def _wait_for_room(self, run: Run) -> None:
+        run.on_stop = self._stopped_waiting
+        self._waiting[run.task.id] = run
+        if self._wait_timer is None:
+            self._set_wait_timer(run.since_s + WAIT_MAX_S)
+
+    def _leave_waiting(self, run: Run) -> None:
+        run.on_stop = None
+        del self._waiting[run.task.id]
+
+    def _stopped_waiting(self, run: Run) -> None:
+        self._leave_waiting(run)
+        self._start(run)
+
+    def _set_wait_timer(self, at: float | None) -> None:
+        if self._wait_timer is not None:
+            self._wait_timer.cancel()
+            self._wait_timer = None
+        if at is not None:
+            self._wait_timer = asyncio.get_running_loop().call_at(at, self._waited_too_long)
+
+    def _waited_too_long(self) -> None:
+        self._wait_timer = None
+        now = asyncio.get_running_loop().time()
+        while self._waiting:
+            oldest = next(iter(self._waiting.values()))
+            if oldest.since_s + WAIT_MAX_S > now:
+                self._set_wait_timer(oldest.since_s + WAIT_MAX_S)
+                return
+            oldest.ask_stop(StopWhy.GIVE_BACK)
+
+    def _start(self, run: Run, earlier: Run | None = None) -> None:
+        """Starts it or, where its end is asked for already, ends it."""
+        if self._group is None:
+            raise RuntimeError("the runner is not running")
+        if run.task.id in self._ledger:
+            run.holds_reservation = True
+            self._alive += 1
+            self._gone.clear()
+        self._unstarted += 1
+        self._group.create_task(self._run(run, earlier), name=f"run {run.task.id}")
+
     async def _run(self, run: Run, earlier: Run | None) -> None:
         if earlier is not None:
-            # Our own give back was applied, and the task claimed here again, before its answer came.
             await earlier.over.wait()
+            # Booked anew: what the earlier one had was under the same id.
+            self._ledger.adopt(run.task.id, run.task.spec.requirements)
         try:
             try:
                 verdict, outcome = await self._attempt(run)
@@ -221,14 +248,18 @@ class Runner:
                 self._idle.set()
 
     def _release(self, run: Run) -> None:
-        if run.holds_reservation:
-            run.holds_reservation = False
-            self._started(run)
-            self._alive -= 1
-            if self._alive == 0:
-                self._gone.set()
-            self._ledger.release(run.task.id)
-            self.on_change()
+        self._started(run)
+        if not run.holds_reservation:
+            return
+        run.holds_reservation = False
+        self._alive -= 1
+        if self._alive == 0:
+            self._gone.set()
+        self._ledger.release(run.task.id)
+        if run.sandbox is not None:
+            self.turnover.add(reservation(run.task.spec.requirements), time.monotonic())
+        self.start_waiting()
+        self.on_change()
 
     def _started(self, run: Run) -> None:
         if run.phase is Phase.HELD:
@@ -263,7 +294,7 @@ class Runner:
         if run.stop_why is StopWhy.CANCEL:
             return Verdict.CANCEL, Outcome(Reason.CANCELED, detail="canceled before it ran")
         if run.stop_why is StopWhy.GIVE_BACK:
-            return Verdict.GIVE_BACK, Outcome(Reason.GIVEN_BACK, detail="its node was stopped before it ran")
+            return Verdict.GIVE_BACK, Outcome(Reason.GIVEN_BACK, detail="not started here")
         refused = self._context.admission.violations(run.task.spec)
         if refused:
             detail = "; ".join(f"{v.field}: {v.message}" for v in refused)
@@ -291,6 +322,7 @@ class Runner:
 
     def _pause(self, why: str) -> None:
         self.paused_until = time.monotonic() + HOST_TROUBLE_PAUSE_S
+        self.give_back_waiting()
         log.error("this host cannot start tasks now, claiming nothing for %.0f s: %s", HOST_TROUBLE_PAUSE_S, why)
 
     async def _settle_log(self, task: Task) -> None:
@@ -339,57 +371,3 @@ class Runner:
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))  # noqa: S311  (not for secrets)
             delay_s = min(delay_s * 2, RETRY_DELAY_MAX_S)
         return None
-
-
-def stdin_of(data: bytes) -> int:
-    """A descriptor to read `data` from; /dev/null where there is none."""
-    if not data:
-        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.lseek(fd, 0, os.SEEK_SET)
-        # A descriptor of its own for reading: the task cannot write to what is its input.
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(fd)
-
-
-def fence_token(cluster_epoch: int, fence_revision: int) -> int:
-    """One number that only grows over the life of a cluster, restores included (a restore raises the epoch).
-
-    A revision has 48 bits here: at 10,000 writes a second that is 890 years.
-    """
-    return (cluster_epoch << 48) + fence_revision
-
-
-def sandbox_spec(task: Task, claim: Claim, context: RunContext) -> SandboxSpec:
-    spec, needs = task.spec, task.spec.requirements
-    env = {
-        "PATH": DEFAULT_PATH,
-        "HOME": SCRATCH_DIR,
-        **spec.env,
-        "PILFER_TASK_ID": task.id,
-        "PILFER_ATTEMPT": str(task.attempt),
-        "PILFER_FENCE": str(fence_token(context.cluster_epoch, claim.fence_revision)),
-        "PILFER_NODE_ID": claim.identity.node_id,
-    }
-    return SandboxSpec(
-        id=f"{task.id}.{task.attempt}",
-        argv=(spec.command, *spec.args),
-        env=env,
-        limits=Limits(
-            cpu=needs.cpu,
-            memory_bytes=needs.memory_bytes if needs.memory_bytes is not None else context.node_memory_bytes,
-            pids=needs.pids,
-            io_read_bytes_per_s=needs.io_read_bytes_per_s,
-            io_write_bytes_per_s=needs.io_write_bytes_per_s,
-        ),
-        cwd=spec.cwd,
-        mounts=tuple(BindMount(m.source, m.target, read_only=m.read_only) for m in spec.mounts),
-        host_network=spec.network is Network.HOST,
-        timeout_s=spec.timeout_s,
-        grace_s=spec.grace_s,
-    )

@@ -3,9 +3,14 @@
 A pure policy over the `QueueView`; what it decides wrongly costs a lost claim, never correctness (the guards decide).
 
 Theory
-* **Never more than fits.** What is claimed fits into the free capacity together. The claim-ahead window bounds it too:
-  as many unstarted claims as the measured rate starts within about 100 ms, so that a claimed task never waits behind a
-  slow one while a peer idles.
+* **Never more than fits.** What is claimed to be started fits into the free capacity together, and is no more than the
+  measured rate starts within about 100 ms.
+* **Ahead.** A claim costs a round trip in which the capacity that it is for lies idle. So under a backlog a node also
+  claims what it will start once others have ended: without a reservation, in the order of the queue, and no more than
+  what the reservations that came free lately predict for the next 100 ms, so that a claimed task never waits behind a
+  slow one while a peer idles. Nothing is claimed ahead where the queue is short (a peer may be idle), where nothing
+  ended lately, past an older task that this node would pass over so (one that the end of the smallest makes no room
+  for), or while capacity is held. What is claimed ahead all the same and finds no room is given back by the runner.
 * **Who goes first.** For each task the live nodes that could hold it have ranks (`peers.py`); one has rank 0 and
   claims at once, the others wait step x floor(log2(1 + rank)) from when they saw it. A step outlasts a claim and the
   news of it: 20 ms when the queue trickles, 100 ms under a backlog, more where etcd is slow. A node that is alone
@@ -49,7 +54,7 @@ class ClaimSettings:
     #: Being passed over for so long lowers a task's rank by a step.
     passed_over_s: float = 1.0
     claim_ahead_s: float = 0.100
-    #: The window's bounds, where the rate is not known yet, and in one call.
+    #: The window's bounds: where the rate is not known yet, and for each kind of claims.
     claim_ahead_min: int = 4
     claims_max: int = 100
     #: From this age on capacity is held for a task that does not fit yet.
@@ -59,6 +64,7 @@ class ClaimSettings:
 
 
 DEFAULT_SETTINGS = ClaimSettings()
+NO_RESERVATION = Reservation()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +76,16 @@ class Situation:
     free: Reservation
     #: 0 (idle) to 1.
     load: float = 0.0
-    #: Claims in flight, and claims won that have not started yet.
+    #: Claims in flight, and claims won that have not started yet: those with a reservation.
     unstarted: int = 0
+    #: The same without one: claimed ahead.
+    ahead: int = 0
     #: Starts per second that this node manages; 0 while it is not known.
     start_rate_per_s: float = 0.0
+    #: Reservations that came free per second lately; 0 while that is not known, or none did of late.
+    end_rate_per_s: float = 0.0
+    #: The least that one of them set free, of each resource.
+    smallest_end: Reservation = NO_RESERVATION
     #: A claim's usual time from sending to answer.
     round_trip_s: float = 0.0
 
@@ -83,6 +95,8 @@ class ClaimPlan:
     """What to do. `claim` fits together; the shell removes it from the view and books it before it sends."""
 
     claim: tuple[str, ...] = ()
+    #: To be claimed without booking it, and started when it fits. The shell removes it from the view as well.
+    ahead: tuple[str, ...] = ()
     #: When to ask again if nothing happens before; None: only when something does.
     look_again_at: float | None = None
     #: The task that capacity is being held for.
@@ -97,6 +111,15 @@ def claim_window(situation: Situation, settings: ClaimSettings = DEFAULT_SETTING
     ahead = math.ceil(situation.start_rate_per_s * settings.claim_ahead_s)
     ahead = min(max(ahead, settings.claim_ahead_min), settings.claims_max)
     return max(0, ahead - situation.unstarted)
+
+
+def ahead_window(situation: Situation, settings: ClaimSettings = DEFAULT_SETTINGS) -> int:
+    """How many more tasks may be claimed ahead; 0 or more.
+
+    0 until half of what may be is used up: so they leave in groups, at a fraction of the cost of one by one.
+    """
+    most = min(int(situation.end_rate_per_s * settings.claim_ahead_s), settings.claims_max)
+    return most - situation.ahead if situation.ahead * 2 <= most else 0
 
 
 def claim_wait_s(steps: int, age_s: float, load: float, step_s: float, settings: ClaimSettings) -> float:
@@ -130,9 +153,10 @@ def plan_claims(view: QueueView, situation: Situation, settings: ClaimSettings =
     plan. Costs O(kinds + horizon).
     """
     wanted = claim_window(situation, settings)
-    if wanted == 0 or not len(view):
-        return NOTHING
-    return _Planner(view, situation, settings).plan(wanted)
+    ahead = ahead_window(situation, settings)
+    if wanted == 0 or not len(view) or (ahead == 0 and situation.free.milli_cpu <= 0):
+        return NOTHING  # every task needs some CPU; the end of one looks again
+    return _Planner(view, situation, settings).plan(wanted, ahead)
 
 
 class _Planner:
@@ -142,28 +166,44 @@ class _Planner:
         self._view = view
         self._now = situation.now
         self._load = situation.load
-        self._unstarted = situation.unstarted
+        self._claimed = situation.unstarted + situation.ahead
+        self._smallest_end = situation.smallest_end
         self._settings = settings
         self._free = situation.free
         self._picked: dict[str, None] = {}
         self._look_again_at = math.inf
         self._held: Offer | None = None
-        is_backlog = len(view) > settings.backlog_tasks_per_node * view.peers.count
-        step_s = settings.backlog_step_s if is_backlog else settings.trickle_step_s
+        self._is_backlog = len(view) > settings.backlog_tasks_per_node * view.peers.count
+        step_s = settings.backlog_step_s if self._is_backlog else settings.trickle_step_s
         self._step_s = max(step_s, settings.round_trips_per_step * situation.round_trip_s)
 
-    def plan(self, wanted: int) -> ClaimPlan:
+    def plan(self, wanted: int, wanted_ahead: int) -> ClaimPlan:
+        """wanted: with room for them; wanted_ahead: without."""
         self._find_held()
         # Each round either fills up, or finds that a kind has no room left and goes on without it.
         kinds = self._with_room(self._view.kinds())
         while kinds and len(self._picked) < wanted:
-            self._pick(self._due(kinds, wanted - len(self._picked)), wanted)
+            more = wanted - len(self._picked)
+            room = min(more, max(self._free.times(kind.needs) for kind in kinds))
+            self._pick(self._due(kinds, more, room), wanted)
             still = self._with_room(kinds)
             if len(still) == len(kinds):
                 break
             kinds = still
+        ahead = self._pick_ahead(wanted_ahead) if wanted_ahead and self._is_backlog and self._held is None else ()
         at = None if math.isinf(self._look_again_at) else self._look_again_at
-        return ClaimPlan(tuple(self._picked), at, self._held.task_id if self._held else None)
+        return ClaimPlan(tuple(self._picked), ahead, at, self._held.task_id if self._held else None)
+
+    def _pick_ahead(self, wanted: int) -> tuple[str, ...]:
+        room = self._free.at_least_nothing() + self._smallest_end
+        kinds, passed_over = [], "g"  # beyond every id
+        for kind in self._view.kinds():
+            if room.holds(kind.needs):
+                kinds.append(kind)
+            elif self._view.get(kind.ids[0]).age_s(self._now) < self._settings.hold_after_s:
+                passed_over = min(passed_over, kind.ids[0])
+        due = self._due(kinds, wanted, wanted) if kinds else []
+        return tuple([offer.task_id for offer in due if offer.task_id < passed_over][:wanted])
 
     def _with_room(self, kinds: Iterable[Kind]) -> list[Kind]:
         return [kind for kind in kinds if self._free.holds(kind.needs)]
@@ -185,19 +225,19 @@ class _Planner:
             if self._held is None or offer.task_id < self._held.task_id:
                 self._held = offer
 
-    def _horizon(self, kinds: list[Kind], wanted: int) -> int:
+    def _horizon(self, kinds: list[Kind], wanted: int, room: int) -> int:
         """How many of the oldest offers to look at."""
         peers = max(kind.place.count for kind in kinds)
         if peers == 1:
             return wanted  # no choice needed
         # Peers are supposed to be claiming as much as this node: about half of these may be gone already, and of the
         # rest twice as many as needed have rank 0 here. What is further back is not passed over yet.
-        room = min(wanted, max(self._free.times(kind.needs) for kind in kinds))
-        return min(4 * peers * (room + self._unstarted), self._settings.horizon_max)
+        return min(4 * peers * (room + self._claimed), self._settings.horizon_max)
 
-    def _due(self, kinds: list[Kind], wanted: int) -> list[Offer]:
-        """Offers at the front whose wait is over, those that this node is to take first in front."""
-        horizon = self._horizon(kinds, wanted)
+    def _due(self, kinds: list[Kind], wanted: int, room: int) -> list[Offer]:
+        """Offers at the front whose wait is over, those that this node is to take first in front. room: how many of
+        those wanted there is room for."""
+        horizon = self._horizon(kinds, wanted, room)
         due: list[tuple[int, str, Offer]] = []
         looked_at = 0
         for offer in self._view.oldest_first(kinds):

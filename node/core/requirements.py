@@ -49,12 +49,17 @@ class Reservation:
         memory = max(0, self.memory_bytes) // other.memory_bytes if other.memory_bytes > 0 else sys.maxsize
         return min(cpu, memory)
 
+    def at_least_nothing(self) -> Reservation:
+        """The same without what is overdrawn."""
+        return Reservation(max(0, self.milli_cpu), max(0, self.memory_bytes))
+
+    def common(self, other: Reservation) -> Reservation:
+        """The smaller amount of each resource."""
+        return Reservation(min(self.milli_cpu, other.milli_cpu), min(self.memory_bytes, other.memory_bytes))
+
     def left_after_holding(self, other: Reservation) -> Reservation:
         """What may be given away while everything free is saved up for `other`."""
-        return Reservation(
-            max(0, self.milli_cpu - other.milli_cpu),
-            max(0, self.memory_bytes - other.memory_bytes),
-        )
+        return (self - other).at_least_nothing()
 
 
 def reservation(requirements: Requirements) -> Reservation:

@@ -155,12 +155,18 @@ async def test_a_claim_that_was_won_does_not_wait_for_those_refused(
     real, calls = TaskStore.claim_many, [0]
 
     async def some_are_refused(
-        self: TaskStore, seen: Sequence[Versioned], identity: Identity, *, now: float, timeout_s: float
+        self: TaskStore,
+        seen: Sequence[Versioned],
+        identity: Identity,
+        *,
+        now: float,
+        timeout_s: float,
+        is_patient: bool,
     ) -> list[Claim | StoreError | None]:
         calls[0] += 1
         if calls[0] > 1:
-            return await real(self, seen, identity, now=now, timeout_s=timeout_s)
-        won = await real(self, seen[-1:], identity, now=now, timeout_s=timeout_s)
+            return await real(self, seen, identity, now=now, timeout_s=timeout_s, is_patient=is_patient)
+        won = await real(self, seen[-1:], identity, now=now, timeout_s=timeout_s, is_patient=is_patient)
         return [*(NoSpace("full") for _ in seen[:-1]), *won]
 
     monkeypatch.setattr(TaskStore, "claim_many", some_are_refused)
