@@ -21,7 +21,7 @@ from node.cluster_memory import ClusterMemory, Contacts
 from node.core.newcomer import Why
 from node.handshake import Papers
 from node.peer_answers import JoinRefused, Refused, Silent, ask
-from node.rounds import RANDOM, Pace, Rounds
+from node.rounds import PACE, RANDOM, Pace, Rounds
 from pilfer.v1 import nodes_pb2, nodes_pb2_grpc
 from pilfer.version import PROTOCOL
 
@@ -42,7 +42,7 @@ async def find_contacts(
     own_address: str,
     clock: Callable[[], float] = time.time,
     random: random_module.Random = RANDOM,
-    pace: Pace = Pace(),
+    pace: Pace = PACE,
 ) -> Contacts:
     """Where the cluster is now, as other nodes tell it; asks until one answers. What is remembered already, where
     there is nobody to ask. `papers`: this node's own, read anew for each round.

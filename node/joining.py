@@ -30,7 +30,7 @@ from node.core.newcomer import Newcomer, Why, refusal_of_names
 from node.handshake import Papers
 from node.join_token import BadJoinToken, JoinSecret, decode
 from node.peer_answers import CALL_TIMEOUT_S, JoinRefused, Refused, Said, Silent, ask
-from node.rounds import RANDOM, Pace, Rounds
+from node.rounds import PACE, RANDOM, Pace, Rounds
 from node.trust import has_joined, install, make_request
 from pilfer.v1 import nodes_pb2, nodes_pb2_grpc
 from pilfer.version import PROTOCOL, VERSION
@@ -63,7 +63,7 @@ async def join(
     pki_dir: Path,
     clock: Callable[[], float] = time.time,
     random: random_module.Random = RANDOM,
-    pace: Pace = Pace(),
+    pace: Pace = PACE,
 ) -> ClusterMemory:
     """Makes this host a member by way of any of the peers (HOST:PORT); its certificates and `cluster.json` are there
     when it returns.

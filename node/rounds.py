@@ -30,6 +30,10 @@ class Pace:
     say_every_s: float = 10.0
 
 
+#: For a node in earnest; tests have less time.
+PACE: Final = Pace()
+
+
 class Rounds:
     """Waiting between rounds, longer and longer up to a limit, and saying so now and then."""
 

@@ -17,6 +17,7 @@ Must not do: I/O, look at a clock, or know of certificates.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,6 +35,7 @@ NAME_MAX_CHARS = 64
 #: Numbers tried for a made-up name; a cluster has at most some thousand nodes.
 _NUMBERS_MAX = 10_000
 HOST_NAMES_MAX = 64
+_LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){3}")
 
 
 #: Of google.rpc.ErrorInfo.
@@ -230,7 +232,7 @@ def is_loopback_host(host: str) -> bool:
     By text alone, since the core has no library of addresses: 127.0.0.0/8 (RFC 5735), ::1 and its mapped forms.
     """
     bare = _bare(host)
-    return bare in ("localhost", "::1", "0:0:0:0:0:0:0:1") or _without_mapping(bare).startswith("127.")
+    return bare in ("localhost", "::1", "0:0:0:0:0:0:0:1") or bool(_LOOPBACK.fullmatch(_without_mapping(bare)))
 
 
 def is_wildcard_host(host: str) -> bool:
