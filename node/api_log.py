@@ -1,28 +1,35 @@
-"""TaskService.Log: the exact bytes an attempt wrote, from this host's files, followed until the task has ended.
+"""TaskService.Log: the exact bytes an attempt wrote, from wherever it ran, followed until the task has ended.
+
+What ran here is read from this host's files (`_local`), what ran elsewhere is asked of that host's node
+(`node/log_forward.py`); a call that another node has handed on is answered from the files alone, so that no call is
+handed on twice.
 
 The end of a followed stream comes only after the record says that the attempt is over: its processes are gone by
 then, so one last read to the end of the files has every byte. A follower of a task that is requeued goes on with the
-next attempt.
+next attempt, wherever that runs, and is told so; what cannot be had of the attempt before is told too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import grpc
 
-from etcd import codec, keys
-from etcd.errors import Compacted
-from etcd.port import Etcd, KeyRange, KeyValue, Range
-from etcd.store import Versioned
+from etcd.errors import StoreError
+from etcd.port import Etcd
 from node.api import TaskCalls
-from node.api_errors import ApiError, invalid, not_found, streams
-from node.core.model import Attempt, Task
+from node.api_errors import ApiError, invalid, precondition, streams
+from node.callers import Caller, origin_of
+from node.core.model import Task
 from node.core.validate import Violation
+from node.log_forward import LogMissing, RemoteLogs, Wanted
+from node.log_hosts import find_log_host
+from node.log_record import RecordFollower, find_attempt, has_attempt, over
 from node.logs import CHUNK_BYTES, STREAMS, LogReader, LogStore
+from node.peer_channels import FORWARDED
 from pilfer.v1 import tasks_pb2
 
 #: How often the files of a followed attempt are looked at: from the first interval, while output comes, towards the
@@ -34,21 +41,24 @@ POLL_MAX_S = 0.1
 CHUNKS_IN_TURN = 16
 
 _STREAM_NUMBERS = {"stdout": tasks_pb2.LOG_STREAM_STDOUT, "stderr": tasks_pb2.LOG_STREAM_STDERR}
+_OFFSETS = {"stdout": "stdout_offset", "stderr": "stderr_offset"}
+
+_Responses = AsyncGenerator[tasks_pb2.LogResponse, None]
 
 
 class LogCall:
     """The streaming call of TaskService that reads output."""
 
-    def __init__(self, etcd: Etcd, calls: TaskCalls, logs: LogStore, host_id: str) -> None:
+    def __init__(self, etcd: Etcd, calls: TaskCalls, logs: LogStore, host_id: str, remote: RemoteLogs) -> None:
+        """logs: of this host, whose id is host_id. remote: of the others."""
         self._etcd = etcd
         self._calls = calls
         self._logs = logs
         self._host_id = host_id
+        self._remote = remote
 
     @streams
-    async def Log(  # noqa: N802  (gRPC's name)
-        self, request: tasks_pb2.LogRequest, _context: Any
-    ) -> AsyncGenerator[tasks_pb2.LogResponse, None]:
+    async def Log(self, request: tasks_pb2.LogRequest, context: Any) -> _Responses:  # noqa: N802  (gRPC's name)
         found = _violations(request)
         if found:
             raise invalid(found)
@@ -56,42 +66,23 @@ class LogCall:
         wanted = request.attempt if request.HasField("attempt") else None
         if wanted is not None and not 1 <= wanted <= seen.task.attempt and not (request.follow and not over(seen.task)):
             raise _no_attempt(seen.task, wanted)
-        async with contextlib.aclosing(self._stream(request, seen, wanted)) as responses:
+        async with (
+            RecordFollower(self._etcd, seen) as record,
+            contextlib.aclosing(_Reading(self, request, context, record).responses(wanted)) as responses,
+        ):
             async for response in responses:
                 yield response
 
-    async def _stream(
-        self, request: tasks_pb2.LogRequest, seen: Versioned, wanted: int | None
-    ) -> AsyncGenerator[tasks_pb2.LogResponse, None]:
-        async with RecordFollower(self._etcd, seen) as record:
-            number = wanted or seen.task.attempt or (1 if request.follow else 0)
-            while True:
-                if request.follow:
-                    await record.wait_until(_has_attempt(number))
-                if not 1 <= number <= record.task.attempt:
-                    return  # it never ran, and never will
-                async with contextlib.aclosing(self._attempt(request, record, number)) as responses:
-                    async for response in responses:
-                        yield response
-                if not request.follow or wanted is not None:
-                    return
-                await record.wait_until(_has_attempt(number + 1))
-                if record.task.attempt <= number:
-                    return
-                number += 1
+    # For one reading
 
-    async def _attempt(
-        self, request: tasks_pb2.LogRequest, record: RecordFollower, number: int
-    ) -> AsyncGenerator[tasks_pb2.LogResponse, None]:
-        attempt = _find_attempt(record.task, number)
-        if attempt is not None and attempt.host_id != self._host_id:
-            raise ApiError(
-                grpc.StatusCode.UNAVAILABLE,
-                f"the log of attempt {number} lies on host {attempt.host_id}, which this node cannot ask",
-            )
-        streams_wanted = [
-            s for s in STREAMS if request.stream in (tasks_pb2.LOG_STREAM_UNSPECIFIED, _STREAM_NUMBERS[s])
-        ]
+    def is_here(self, task: Task, number: int) -> bool:
+        """Whether the attempt ran on this host; one that the record has forgotten is looked for here alone."""
+        attempt = find_attempt(task, number)
+        return attempt is None or attempt.host_id == self._host_id
+
+    async def local(self, request: tasks_pb2.LogRequest, record: RecordFollower, number: int) -> _Responses:
+        """From the files of this host."""
+        wanted = [s for s in STREAMS if request.stream in (tasks_pb2.LOG_STREAM_UNSPECIFIED, _STREAM_NUMBERS[s])]
         with contextlib.ExitStack() as stack:
             readers: dict[str, LogReader] = {}
             delay_s = POLL_MIN_S
@@ -99,24 +90,22 @@ class LogCall:
                 # Looked at before the files: what was written before the attempt was over is then read below.
                 is_over = record.is_over(number)
                 progressed = False
-                for stream in streams_wanted:
+                for stream in wanted:
                     reader = readers.get(stream)
                     if reader is None:
                         reader = self._logs.find(record.task.id, number, stream)
                         if reader is None:
                             continue
                         readers[stream] = stack.enter_context(reader)
-                        if not request.follow:
-                            reader.end_here()
-                        if request.HasField("tail_lines"):
-                            # A long way back in a large file takes a while.
-                            await asyncio.to_thread(reader.seek_to_last_lines, request.tail_lines)
+                        await _place(reader, request, stream)
                     for _ in range(CHUNKS_IN_TURN):
                         data = reader.read(CHUNK_BYTES)
                         if not data:
                             break
                         progressed = True
-                        yield tasks_pb2.LogResponse(stream=_STREAM_NUMBERS[stream], data=data, attempt=number)
+                        yield tasks_pb2.LogResponse(
+                            stream=_STREAM_NUMBERS[stream], data=data, attempt=number, offset=reader.offset - len(data)
+                        )
                 if progressed:
                     delay_s = POLL_MIN_S
                     continue
@@ -125,91 +114,97 @@ class LogCall:
                 delay_s = min(delay_s * 1.5, POLL_MAX_S)
                 await record.wait_change(delay_s)
 
+    def remote(
+        self, request: tasks_pb2.LogRequest, record: RecordFollower, number: int, context: Any, caller: Caller
+    ) -> _Responses:
+        """From the host where it ran. Raises LogMissing."""
+        attempt = find_attempt(record.task, number)
+        host_id = attempt.host_id if attempt is not None else self._host_id
+        return self._remote.read(
+            Wanted(
+                task_id=record.task.id,
+                number=number,
+                host_id=host_id,
+                request=request,
+                is_over=lambda: record.is_over(number),
+                time_left=context.time_remaining,
+                caller=caller,
+            )
+        )
 
-class RecordFollower:
-    """The newest state of one record, kept up by a watch."""
-
-    def __init__(self, etcd: Etcd, seen: Versioned) -> None:
-        self._etcd = etcd
-        self._revision = seen.mod_revision
-        self.task = seen.task
-        self._changed = asyncio.Event()
-        self._watching: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> RecordFollower:
-        if not over(self.task):
-            self._watching = asyncio.create_task(self._watch(), name=f"follow {self.task.id}")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            # Its error, if any, has reached the caller through wait_change; here only its end is waited for.
-            await asyncio.wait([self._watching])
-
-    async def _watch(self) -> None:
-        key = keys.task(self.task.id)
-        while not over(self.task):
-            with contextlib.suppress(Compacted):  # away for too long: looks anew
-                # Read once the watch stands, not watched from where it was read: see `node/api_watch.py`.
-                async with self._etcd.watch([KeyRange(key)]) as batches:
-                    found = await self._etcd.range(Range(key))
-                    if not found.kvs:
-                        raise not_found(self.task.id)
-                    self._take_in(found.kvs[0])
-                    if over(self.task):
-                        return
-                    async for batch in batches:
-                        for event in batch.events:
-                            if event.is_delete:
-                                raise not_found(self.task.id)
-                            self._take_in(event.kv)
-                        if over(self.task):
-                            return
-
-    def _take_in(self, kv: KeyValue) -> None:
-        if kv.mod_revision > self._revision:
-            self._revision = kv.mod_revision
-            self.task = codec.decode_task(kv.key, kv.value)
-            self._changed.set()
-
-    def is_over(self, number: int) -> bool:
-        """Whether every process of that attempt is known to be gone."""
-        if self.task.attempt > number or over(self.task):
-            return True
-        attempt = _find_attempt(self.task, number)
-        return attempt is not None and attempt.outcome is not None
-
-    async def wait_until(self, condition: Callable[[Task], bool]) -> None:
-        """Returns when the record fulfils the condition. Raises what the watch raised."""
-        while not condition(self.task):
-            await self.wait_change(None)
-
-    async def wait_change(self, timeout_s: float | None) -> None:
-        """Returns when the record has changed, or after the timeout. Raises what the watch raised."""
-        if self._watching is None:
-            return
-        self._changed.clear()
-        changed = asyncio.ensure_future(self._changed.wait())
-        try:
-            await asyncio.wait([changed, self._watching], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            changed.cancel()
-        if self._watching.done() and (error := self._watching.exception()) is not None:
-            raise error
+    async def begins(self, task: Task, number: int) -> tasks_pb2.LogResponse:
+        """Tells a follower that another attempt has begun, and where."""
+        attempt = find_attempt(task, number)
+        where = ""
+        if attempt is not None:
+            # Where it runs is worth no error: the store is asked for the log itself next.
+            with contextlib.suppress(StoreError):
+                where = f" on {(await find_log_host(self._etcd, attempt.host_id)).name or attempt.host_id}"
+        return tasks_pb2.LogResponse(attempt=number, notice=f"attempt {number} begins{where}")
 
 
-def over(task: Task) -> bool:
-    return task.status.is_terminal
+class _Reading:
+    """One call: goes from attempt to attempt."""
+
+    def __init__(self, call: LogCall, request: tasks_pb2.LogRequest, context: Any, record: RecordFollower) -> None:
+        self._call = call
+        self._request = request
+        self._context = context
+        self._record = record
+
+    async def responses(self, wanted: int | None) -> _Responses:
+        """wanted: this attempt alone; None: the newest, and with follow those after it."""
+        record, follow = self._record, self._request.follow
+        number = wanted or record.task.attempt or (1 if follow else 0)
+        while True:
+            if follow:
+                await record.wait_until(has_attempt(number))
+            if not 1 <= number <= record.task.attempt:
+                return  # it never ran, and never will
+            missing: LogMissing | None = None
+            try:
+                async with contextlib.aclosing(self._attempt(number)) as responses:
+                    async for response in responses:
+                        yield response
+            except LogMissing as error:
+                missing = error
+            if follow and wanted is None:
+                await record.wait_until(has_attempt(number + 1))
+            if not follow or wanted is not None or record.task.attempt <= number:
+                if missing is not None:
+                    raise precondition("LOG_MISSING", missing.host.id, str(missing))
+                return
+            if missing is not None:
+                yield tasks_pb2.LogResponse(attempt=number, notice=f"{missing}; what is missing of it is left out")
+            number += 1
+            yield await self._call.begins(record.task, number)
+
+    def _attempt(self, number: int) -> _Responses:
+        if self._call.is_here(self._record.task, number):
+            return self._call.local(self._request, self._record, number)
+        if _was_forwarded(self._context):
+            raise precondition(
+                "LOG_ELSEWHERE",
+                self._record.task.id,
+                f"attempt {number} did not run on this host, and a call that was handed on is handed on no further",
+            )
+        caller = origin_of(self._context)
+        return self._call.remote(self._request, self._record, number, self._context, caller)
 
 
-def _has_attempt(number: int) -> Callable[[Task], bool]:
-    """That attempt has begun, or never will."""
-    return lambda task: task.attempt >= number or over(task)
+async def _place(reader: LogReader, request: tasks_pb2.LogRequest, stream: str) -> None:
+    """Where to begin and, without follow, where to end."""
+    if not request.follow:
+        reader.end_here()
+    if request.HasField(_OFFSETS[stream]):
+        reader.seek(getattr(request, _OFFSETS[stream]))
+    elif request.HasField("tail_lines"):
+        # A long way back in a large file takes a while.
+        await asyncio.to_thread(reader.seek_to_last_lines, request.tail_lines)
 
 
-def _find_attempt(task: Task, number: int) -> Attempt | None:
-    return next((attempt for attempt in task.attempts if attempt.number == number), None)
+def _was_forwarded(context: Any) -> bool:
+    return any(key == FORWARDED for key, _ in context.invocation_metadata() or ())
 
 
 def _violations(request: tasks_pb2.LogRequest) -> list[Violation]:
@@ -222,6 +217,11 @@ def _violations(request: tasks_pb2.LogRequest) -> list[Violation]:
         found.append(Violation("tail_lines", "must not be negative"))
     if request.HasField("attempt") and request.attempt < 1:
         found.append(Violation("attempt", "must be 1 or more"))
+    for name in _OFFSETS.values():
+        if getattr(request, name) < 0:
+            found.append(Violation(name, "must not be negative"))
+        elif request.HasField(name) and not request.HasField("attempt"):
+            found.append(Violation(name, "is of one attempt: name it"))
     return found
 
 

@@ -51,6 +51,7 @@ from node.host_record import host_of
 from node.incarnation import Surroundings
 from node.lives import Lives
 from node.load import host_capacity
+from node.log_forward import RemoteLogs
 from node.logs import LogStore
 from node.node_views import NodeViews
 from node.peer_channels import PeerChannels
@@ -179,7 +180,9 @@ class _Node:
         calls = TaskCalls(
             engines.store, admission, retention_age_s=settings.retention_age_s, refusal=lambda: duties.refusal
         )
-        tasks = task_service(calls, WatchCall(engines.etcd), LogCall(engines.etcd, calls, logs, self._data.host_id))
+        remote_logs = RemoteLogs(engines.etcd, peers.tasks)
+        log_call = LogCall(engines.etcd, calls, logs, self._data.host_id, remote_logs)
+        tasks = task_service(calls, WatchCall(engines.etcd), log_call)
         drains = Drains(engines.etcd)
         own = OwnView(lambda: self._condition(lives, engines.spawner), drains, admission)
         views = NodeViews(engines.etcd, peers, own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -36,10 +35,13 @@ def command(
 
 
 def write_chunks(chunks: Iterable[LogChunk], *, all_on_stdout: bool = False) -> None:
-    """Writes each where it belongs. A terminal is told when another attempt begins; a pipe gets the bytes alone."""
+    """Writes each where it belongs. What happened to the stream itself (another attempt begins, something of one cannot
+    be had) is a line on stderr: whoever reads the bytes must know that they begin anew."""
     newest = 0
     for chunk in chunks:
-        if newest and chunk.attempt > newest and sys.stderr.isatty():
-            note(f"[attempt {chunk.attempt} begins: attempt {newest} was lost with its node or given back]")
+        if chunk.notice:
+            note(f"node: {chunk.notice}")
+        elif newest and chunk.attempt > newest:
+            note(f"node: attempt {chunk.attempt} begins")
         newest = chunk.attempt
         write_bytes(chunk.data, is_stderr=chunk.stream is Stream.STDERR and not all_on_stdout)

@@ -29,7 +29,7 @@ from node.cli.log import write_chunks
 from node.cli.output import note
 from node.cli.render import exit_status, how
 from node.cli.task_options import COMMAND_SETTINGS, GivenOptions, spec_of, task_options
-from pilfer.errors import NotFound, PilferError, Unavailable
+from pilfer.errors import NotFound, PilferError, PreconditionFailed, Unavailable
 from pilfer.ids import new_task_id
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class _Foreground:
         try:
             try:
                 write_chunks(self._client.log(self._task_id, follow=True))
-            except (NotFound, Unavailable) as error:
+            except (NotFound, PreconditionFailed, Unavailable) as error:
                 # The output may lie where this node cannot reach it; how the task ends can still be told.
                 note(f"node: the output of task {self._task_id} cannot be followed: {error.message}")
             self._task = self._client.wait(self._task_id)
