@@ -133,7 +133,7 @@ def test_the_witness_hears_an_overlap_of_real_processes(tmp_path: Path) -> None:
             return subprocess.Popen(command, env=environment)
 
         first = attempt(1, 60_000)
-        witness.wait_attempt("t", 1)
+        witness.wait_run("t", 1)
         assert witness.flaws() == []
         second = attempt(2, 0)
         assert second.wait() == 0
@@ -157,7 +157,7 @@ def test_one_node_in_a_lab_of_its_own_leaves_a_sound_history_and_nothing_else() 
         ids = lab.submit(*(lab.witness.task(0.2, exit_code=number % 2) for number in range(8)))
         with lab.first.client() as client:
             assert {task.status for task in client.wait(ids, timeout_s=60)} == {"complete"}
-        runs = lab.witness.wait_attempts(ids, 1)
+        runs = lab.witness.wait_runs(ids, 1)
         assert all(run.has_ended for run in runs)
         assert lab.witness.flaws() == []
         judged = lab.judge(expect_ended=True)

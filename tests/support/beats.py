@@ -102,10 +102,6 @@ class Runs:
         """The runs of one task, in the order of their first beats."""
         return sorted(self.by_task.get(task_id, {}).values(), key=lambda run: run.first_arrival)
 
-    def find_attempt(self, task_id: str, attempt: int) -> Run | None:
-        """None while it has not been heard."""
-        return next((run for run in self.of(task_id) if run.attempt == attempt), None)
-
 
 def overlaps(runs: Runs, *, tolerance_s: float = 0.0) -> list[str]:
     """Each pair of runs of one task whose intervals share more than tolerance_s, in words."""
@@ -234,21 +230,28 @@ class Witness:
             self.runs.add(parse(line))
         return self.runs
 
-    def wait_attempt(self, task_id: str, attempt: int, timeout_s: float = 20.0) -> Run:
-        """The run of this attempt, once its first beat has been heard."""
+    def wait_run(self, task_id: str, number: int, timeout_s: float = 20.0) -> Run:
+        """The number-th run of a task, once its first beat has been heard. (Attempts may have higher numbers: a claim
+        that was given back before it started is one too.)"""
         wait_until_sync(
-            lambda: self.look().find_attempt(task_id, attempt) is not None,
+            lambda: len(self.look().of(task_id)) >= number,
             timeout_s,
-            what=f"attempt {attempt} of task {task_id} beats; heard: {[str(run) for run in self.runs.of(task_id)]}",
+            what=f"run {number} of task {task_id} beats; heard: {[str(run) for run in self.runs.of(task_id)]}",
             every_s=0.005,
         )
-        run = self.runs.find_attempt(task_id, attempt)
-        assert run is not None
-        return run
+        return self.runs.of(task_id)[number - 1]
 
-    def wait_attempts(self, task_ids: Iterable[str], attempt: int, timeout_s: float = 20.0) -> list[Run]:
+    def wait_runs(self, task_ids: Iterable[str], number: int, timeout_s: float = 20.0) -> list[Run]:
         """The same for several tasks, in their order."""
-        return [self.wait_attempt(task_id, attempt, timeout_s) for task_id in task_ids]
+        return [self.wait_run(task_id, number, timeout_s) for task_id in task_ids]
+
+    def wait_beat_after(self, task_id: str, moment: float, timeout_s: float = 20.0) -> None:
+        """Returns when some run of the task beats after this moment of the witness's clock."""
+        wait_until_sync(
+            lambda: any(run.last_sent > moment for run in self.look().of(task_id)),
+            timeout_s,
+            what=f"task {task_id} beats; heard: {[str(run) for run in self.runs.of(task_id)]}",
+        )
 
     def flaws(self) -> list[str]:
         """What must never be, in everything witnessed so far: overlapping runs, and attempts out of order."""

@@ -306,6 +306,36 @@ class Lab:
         self.submitted += ids
         return ids
 
+    def spread(self, per_node: int = 2, *, duration_s: float = 120.0) -> dict[str, list[str]]:
+        """Beating tasks, so many on each node that runs: ids by the name of the node. Every node is filled up, and what
+        is too many is canceled, so that the others have room for what a lost one leaves behind."""
+        nodes = self.up()
+        ids = self.submit(*[self.witness.task(duration_s, cpu=1.0)] * (CPU * len(nodes)))
+        self.witness.wait_runs(ids, 1)
+        placed: dict[str, list[str]] = {node.name: [] for node in nodes}
+        surplus: list[str] = []
+        for task_id, name in self.places_of(ids).items():
+            (placed[name] if len(placed[name]) < per_node else surplus).append(task_id)
+        with self.any_node().client() as client:
+            client.cancel(surplus)
+            client.wait(surplus, timeout_s=30.0)
+        assert all(len(ids) == per_node for ids in placed.values()), placed
+        return placed
+
+    def places_of(self, ids: Iterable[str]) -> dict[str, str]:
+        """For each of these tasks the name of the node that runs, or last ran it."""
+        names = {node.host_id: node.name for node in self.nodes.values() if (node.data_dir / "host_id").exists()}
+        with self.any_node().client() as client:
+            return {task.id: names[task.attempts[-1].host_id] for task in client.status(list(ids)) if task.attempts}
+
+    def clear(self) -> None:
+        """Cancels every task that has not ended."""
+        with self.any_node().client(patience_s=20.0) as client:
+            ids = [task.id for status in ("queued", "running") for task in client.list(status=status)]
+            if ids:
+                client.cancel(ids)
+                client.wait(ids, timeout_s=60.0)
+
     def judge(self, *, expect_ended: bool = False) -> dict[str, Any]:
         """What the history checker says of everything since the beginning. Raises AssertionError for a flaw."""
         node = next(iter(self.voters()))

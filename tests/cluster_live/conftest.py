@@ -1,0 +1,58 @@
+"""One cluster of three nodes for most of these tests, at rest and without tasks at the beginning of each.
+
+After each test everything is healed, and the witness is asked: no two runs of a task may ever have overlapped, whatever
+the test itself was about. At the end of the session the history is judged from its first revision to its last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support.lab import Lab, laboratory
+from tests.support.leaks import Belongings
+
+#: What was measured, told at the end: the bounds of the tests are generous, the figures are not.
+_figures: list[str] = []
+
+NODES = ("a", "b", "c")
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """Notes a figure in seconds for the summary."""
+
+    def add(what: str, seconds: float) -> None:
+        _figures.append(f"{seconds:7.3f} s  {what}")
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _figures:
+        terminalreporter.section("cluster: measured on a shared machine")
+        for line in _figures:
+            terminalreporter.line(line)
+
+
+@pytest.fixture(scope="session")
+def cluster_of_three() -> Iterator[Lab]:
+    before = Belongings.now()
+    with laboratory() as lab:
+        lab.grow(*NODES, voters=3)
+        yield lab
+        # Voters that were down may be needed to read it: it is read while all are up.
+        lab.heal()
+        lab.clear()
+        lab.judge(expect_ended=True)
+    assert Belongings.now().leaked_since(before) == []
+
+
+@pytest.fixture
+def lab(cluster_of_three: Lab) -> Iterator[Lab]:
+    """The cluster, at rest."""
+    yield cluster_of_three
+    cluster_of_three.heal()
+    cluster_of_three.clear()
+    assert cluster_of_three.witness.flaws() == []
