@@ -299,13 +299,16 @@ class AsyncClient(TrustMethods):
         attempt: by default the newest. follow: as they come, until the task has ended, through further attempts where
         none was named; of a queued task, from its first attempt on. tail_lines: the last lines only.
         A broken connection is resumed at the byte where it broke, except after tail_lines (Unavailable then).
-        Raises NotFound.
+        A chunk may carry a `notice` in place of data: that a further attempt begins, or what cannot be had of one.
+        Raises NotFound, and PreconditionFailed while the host that has the log has no node.
         """
         request = tasks_pb2.LogRequest(id=task_id, follow=follow, tail_lines=tail_lines, attempt=attempt)
         if stream is not None:
             request.stream = _convert.STREAM_NUMBERS[Stream(stream)]
         patience = Patience(self._patience_s, None)
         received: dict[tuple[int, int], int] = {}
+        #: Notices: a stream that is resumed tells them again.
+        told: set[tuple[int, str]] = set()
         resuming = False
         while True:
             skip = dict(received)
@@ -314,6 +317,11 @@ class AsyncClient(TrustMethods):
                     async for response in responses:
                         patience.succeeded()
                         chunk = _convert.log_chunk(response)
+                        if chunk.notice:
+                            if (chunk.attempt, chunk.notice) not in told:
+                                told.add((chunk.attempt, chunk.notice))
+                                yield chunk
+                            continue
                         key = (response.attempt, response.stream)
                         had = min(skip.get(key, 0), len(chunk.data))
                         skip[key] = skip.get(key, 0) - had
