@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: The slow tick. A missed watch costs at most this much.
 TICK_S = 10.0
+#: Between two looks, unless there is news.
+LOOK_MIN_S = 0.001
 #: After an error of the store.
 RETRY_S = 1.0
 REQUEUE_TIMEOUT_S = 10.0
@@ -142,7 +144,8 @@ class Sweeper:
             else:
                 self._gone.pop(node_id, None)
         due_at = [self._tick_at, *(self._due_at(node_id, gone) for node_id, gone in self._gone.items())]
-        return max(min(due_at) - time.monotonic(), 0.0)
+        # A timer may go off a moment early (asyncio's clock resolution): not to be set for what is left of it.
+        return max(min(due_at) - time.monotonic(), LOOK_MIN_S)
 
     @property
     def _live(self) -> set[str]:
@@ -168,7 +171,7 @@ class Sweeper:
         turn comes for others, or until the next tick."""
         seen = await self._store.running_at_one_revision()
         # A turn that has come must not be a rounding error away.
-        now = time.monotonic() + 0.001
+        now = time.monotonic() + LOOK_MIN_S
         plan = plan_sweep(
             seen.nodes,
             seen.tasks,
