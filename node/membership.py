@@ -53,6 +53,8 @@ TICK_S = 5.0
 #: hears of it at once; this is for one that reaches no peer, or has not heard of its own addition yet.
 MISSING_S = 15.0
 READ_TIMEOUT_S = 3.0
+#: Failures in a row for this long are worth a warning.
+PATIENCE_S = 10.0
 #: Data of a member that was removed: kept once, for an operator who was too fast.
 ASIDE = "data.removed-"
 
@@ -129,6 +131,7 @@ class Membership:
         #: Since when the list does not name this host's running member, by the loop's clock.
         self._missing_since: float | None = None
         self._is_lost_told = False
+        self._failing_since: float | None = None
 
     # What others ask
 
@@ -208,8 +211,10 @@ class Membership:
             group.create_task(self._follow(etcd), name="voters' key")
             while True:
                 await self.look(etcd)
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), TICK_S)
+                    async with asyncio.timeout(TICK_S):
+                        await self._wake.wait()
                 self._wake.clear()
 
     async def stop(self) -> None:
@@ -230,8 +235,17 @@ class Membership:
             else:
                 await self._compare(etcd, self._server, mine)
             self._publish(members, mine)
+            self._failing_since = None
         except (StoreError, MembershipError, OSError) as error:
-            log.warning("this host's part in etcd could not be looked after, trying again: %s", error)
+            self._note_failure(error)
+
+    def _note_failure(self, error: Exception) -> None:
+        """An election, a start, a member that just left: a failure that passes by itself is no news."""
+        now = asyncio.get_running_loop().time()
+        if self._failing_since is None:
+            self._failing_since = now
+        level = logging.WARNING if now - self._failing_since >= PATIENCE_S else logging.DEBUG
+        log.log(level, "this host's part in etcd could not be looked after, trying again: %s", error)
 
     # What a look does
 

@@ -125,8 +125,10 @@ class VotersDuty:
         try:
             while True:
                 pause_s = await self.turn()
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), pause_s)
+                    async with asyncio.timeout(pause_s):
+                        await self._wake.wait()
                 self._wake.clear()
         finally:
             await self._keep_clients(())
