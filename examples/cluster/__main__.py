@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 import pilfer
-from examples.cluster.machines import ClusterFailed, Machine, find_answer, running_cluster
+from examples.cluster.machines import ClusterFailed, Machine, running_cluster
 from examples.cluster.network import NetworkError, find_lack
 from pilfer.types import NodeView
 
@@ -54,8 +54,8 @@ class Picture:
     #: Tasks that needed more than one attempt, for their node was lost.
     moved: int = 0
     rate: float = 0.0
-    #: None while no node answers.
-    is_answered: bool = True
+    #: Why there is nothing to show, while no node answers.
+    trouble: str = ""
 
 
 @dataclass(slots=True)
@@ -71,15 +71,18 @@ class Load:
 
     def look(self) -> Picture:
         """Tops the load up, and shows how things stand. Through another node where the last one does not answer."""
-        if self._client is None:
-            self._client = find_answer(self.machines)
-        if self._client is None:
-            return Picture(ended=self.ended, moved=self.moved, is_answered=False)
-        try:
-            return self._look(self._client)
-        except pilfer.PilferError:
-            self.close()
-            return Picture(ended=self.ended, moved=self.moved, is_answered=False)
+        trouble = "all nodes are down"
+        for machine in self.machines:
+            if self._client is None and machine.pid is not None:
+                self._client = machine.client()
+            if self._client is None:
+                continue
+            try:
+                return self._look(self._client)
+            except pilfer.PilferError as error:
+                trouble = str(error)
+                self.close()
+        return Picture(ended=self.ended, moved=self.moved, trouble=trouble)
 
     def close(self) -> None:
         if self._client is not None:
@@ -133,8 +136,8 @@ def drawn(picture: Picture, machines: Sequence[Machine]) -> RenderableType:
 
 def summary(picture: Picture) -> str:
     """One line of figures."""
-    if not picture.is_answered:
-        return f"no node answers; {picture.ended} tasks done so far"
+    if picture.trouble:
+        return f"no node answers ({picture.trouble}); {picture.ended} tasks done so far"
     return (
         f"queued {picture.queued}   running {picture.running}   done {picture.ended} ({picture.rate:.1f}/s)   "
         f"run again elsewhere {picture.moved}"

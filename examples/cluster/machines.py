@@ -120,17 +120,3 @@ def running_cluster(directory: Path, count: int) -> Iterator[list[Machine]]:
                 machine.stop()
             for machine in machines:
                 machine.wait_stopped()
-
-
-def find_answer(machines: Sequence[Machine]) -> pilfer.Client | None:
-    """A client of one that runs and answers; None where none does."""
-    for machine in machines:
-        if machine.pid is not None:
-            client = machine.client()
-            try:
-                client.nodes()
-            except (pilfer.PilferError, OSError):
-                client.close()
-                continue
-            return client
-    return None

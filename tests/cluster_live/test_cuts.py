@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cluster_live.test_death import Note, a_follower, moved, still_the_first
+from tests.cluster_live.test_death import Note, still_the_first
 from tests.support.lab import LEASE_TTL_S, Lab, LabNode
 
 pytestmark = pytest.mark.cluster
@@ -38,7 +38,7 @@ def partition(lab: Lab, node: LabNode) -> None:
 @pytest.mark.parametrize("who", ["a follower", "the leader"])
 def test_a_cut_of_three_seconds_kills_no_task(lab: Lab, note: Note, who: str) -> None:
     placed = lab.spread()
-    victim = lab.get_leader() if "leader" in who else a_follower(lab)
+    victim = lab.get_leader() if "leader" in who else lab.get_follower()
     lab.network.unplug(victim.name)
     time.sleep(SHORT_S)
     lab.network.heal()
@@ -58,10 +58,10 @@ def test_a_cut_of_three_seconds_kills_no_task(lab: Lab, note: Note, who: str) ->
 )
 def test_a_node_that_is_cut_off(lab: Lab, note: Note, cut: Cut, who: str) -> None:
     placed = lab.spread()
-    victim = lab.get_leader() if "leader" in who else a_follower(lab)
+    victim = lab.get_leader() if "leader" in who else lab.get_follower()
     start = time.monotonic()
     cut(lab, victim)
-    again = moved(lab, placed[victim.name]) - start
+    again = lab.wait_moved(placed[victim.name]) - start
     note(f"{cut.__name__} of {who} of etcd: its tasks run elsewhere (p95 at most 6, with the leader 9)", again)
     lab.network.heal()
     lab.wait_ready()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+import psutil
 import pytest
 
 from tests.support.beats import Run
-from tests.support.lab import LEASE_TTL_S, Lab, LabNode
+from tests.support.lab import LEASE_TTL_S, Lab
 from tests.support.wait import wait_until_sync
 
 pytestmark = pytest.mark.cluster
@@ -17,16 +18,6 @@ Note = Callable[[str, float], None]
 
 #: What runs must be let beat on for, to say that they were not touched.
 STEADY_S = 1.0
-
-
-def a_follower(lab: Lab) -> LabNode:
-    leader = lab.get_leader()
-    return next(node for node in lab.voters() if node is not leader)
-
-
-def moved(lab: Lab, ids: Sequence[str], timeout_s: float = 30.0) -> float:
-    """When the last of these tasks began anew, by the witness's clock."""
-    return max(run.first_sent for run in lab.witness.wait_runs(ids, 2, timeout_s))
 
 
 def still_the_first(lab: Lab, ids: Sequence[str]) -> list[Run]:
@@ -45,13 +36,15 @@ def still_the_first(lab: Lab, ids: Sequence[str]) -> list[Run]:
 @pytest.mark.parametrize("role", ["a follower of etcd", "the leader of etcd"])
 def test_kill_9_of_a_node(lab: Lab, note: Note, role: str) -> None:
     placed = lab.spread()
-    victim = lab.get_leader() if "leader" in role else a_follower(lab)
+    victim = lab.get_leader() if "leader" in role else lab.get_follower()
+    pids = victim.task_processes()
+    assert len(pids) >= len(placed[victim.name])
     start = time.monotonic()
     victim.kill()
-    wait_until_sync(lambda: not victim.task_processes(), what="its processes are gone", every_s=0.005)
+    wait_until_sync(lambda: not any(map(psutil.pid_exists, pids)), what="its processes are gone", every_s=0.005)
     gone = time.monotonic() - start
     note(f"kill -9 of a node, {role}: its tasks' processes are gone (at most 1)", gone)
-    again = moved(lab, placed[victim.name]) - start
+    again = lab.wait_moved(placed[victim.name]) - start
     limit = 9 if "leader" in role else 6
     note(f"kill -9 of a node, {role}: its tasks run elsewhere (p95 at most {limit})", again)
     assert gone < 5.0
@@ -62,11 +55,11 @@ def test_kill_9_of_a_node(lab: Lab, note: Note, role: str) -> None:
 
 def test_a_node_that_restarts_has_its_tasks_requeued_at_once(lab: Lab, note: Note) -> None:
     placed = lab.spread()
-    victim = a_follower(lab)
+    victim = lab.get_follower()
     victim.kill()
     start = time.monotonic()
     lab.begin(victim)
-    again = moved(lab, placed[victim.name]) - start
+    again = lab.wait_moved(placed[victim.name]) - start
     victim.wait_serving()
     note("node process restarted on the same host: its tasks run again (at most 2)", again)
     assert again < LEASE_TTL_S + 8.0
@@ -88,10 +81,10 @@ def test_kill_9_of_the_leading_etcd(lab: Lab, note: Note) -> None:
 
 def test_kill_9_of_a_spawner(lab: Lab, note: Note) -> None:
     placed = lab.spread()
-    victim = a_follower(lab)
+    victim = lab.get_follower()
     start = time.monotonic()
     victim.kill_part("spawner")
-    again = moved(lab, placed[victim.name]) - start
+    again = lab.wait_moved(placed[victim.name]) - start
     note("spawner killed: its tasks run again", again)
     assert again < 10.0
 
@@ -99,7 +92,7 @@ def test_kill_9_of_a_spawner(lab: Lab, note: Note) -> None:
 @pytest.mark.parametrize("part", ["node", "etcd", "spawner"])
 def test_a_stop_shorter_than_the_lease_changes_nothing(lab: Lab, part: str) -> None:
     placed = lab.spread(1)
-    victim = a_follower(lab)
+    victim = lab.get_follower()
     victim.pause(part)
     # The time itself is what is tested here.
     time.sleep(LEASE_TTL_S / 2 if part != "spawner" else 1.0)
@@ -110,11 +103,11 @@ def test_a_stop_shorter_than_the_lease_changes_nothing(lab: Lab, part: str) -> N
 @pytest.mark.parametrize("parts", [("node",), ("node", "spawner"), ("spawner", "node", "etcd")], ids="+".join)
 def test_a_node_that_stands_still_longer_than_the_lease(lab: Lab, note: Note, parts: tuple[str, ...]) -> None:
     placed = lab.spread()
-    victim = a_follower(lab)
+    victim = lab.get_follower()
     before = {view.name: view.id for view in lab.views()}[victim.name]
     start = time.monotonic()
     victim.pause(*parts)
-    again = moved(lab, placed[victim.name]) - start
+    again = lab.wait_moved(placed[victim.name]) - start
     note(f"{'+'.join(parts)} stopped: its tasks run elsewhere (p95 at most 6)", again)
     victim.resume()
     lab.wait_ready()
@@ -125,10 +118,10 @@ def test_a_node_that_stands_still_longer_than_the_lease(lab: Lab, note: Note, pa
 
 def test_a_spawner_that_stands_still_is_replaced(lab: Lab, note: Note) -> None:
     placed = lab.spread()
-    victim = a_follower(lab)
+    victim = lab.get_follower()
     start = time.monotonic()
     victim.pause("spawner")
-    again = moved(lab, placed[victim.name]) - start
+    again = lab.wait_moved(placed[victim.name]) - start
     note("spawner stopped: its tasks run again", again)
     assert again < 30.0
 
@@ -136,7 +129,7 @@ def test_a_spawner_that_stands_still_is_replaced(lab: Lab, note: Note) -> None:
 def test_an_etcd_that_stands_still_costs_no_task(lab: Lab) -> None:
     """Its node goes on through the other voters."""
     placed = lab.spread(1)
-    victim = a_follower(lab)
+    victim = lab.get_follower()
     victim.pause("etcd")
     time.sleep(LEASE_TTL_S * 1.5)
     still_the_first(lab, [task_id for ids in placed.values() for task_id in ids])
@@ -152,7 +145,7 @@ def test_everything_killed_at_once_comes_back_with_every_task(lab: Lab, note: No
     start = time.monotonic()
     for node in lab.nodes.values():
         lab.begin(node)
-    again = moved(lab, [task_id for ids in placed.values() for task_id in ids], timeout_s=60.0) - start
+    again = lab.wait_moved([task_id for ids in placed.values() for task_id in ids], timeout_s=60.0) - start
     for node in lab.nodes.values():
         node.wait_serving()
     note("whole cluster killed and started again: its tasks run again (at most 10)", again)

@@ -271,6 +271,11 @@ class Lab:
         assert leader is not None
         return leader
 
+    def get_follower(self) -> LabNode:
+        """A voter that does not lead."""
+        leader = self.get_leader()
+        return next(node for node in self.voters() if node is not leader)
+
     def move_leader(self, to: LabNode) -> None:
         """Hands etcd's leadership on, in order."""
         status = self._status(to)
@@ -321,6 +326,10 @@ class Lab:
             client.wait(surplus, timeout_s=30.0)
         assert all(len(ids) == per_node for ids in placed.values()), placed
         return placed
+
+    def wait_moved(self, ids: Iterable[str], timeout_s: float = 30.0) -> float:
+        """When the last of these tasks began its second run, by the witness's clock (that of time.monotonic)."""
+        return max(run.first_sent for run in self.witness.wait_runs(ids, 2, timeout_s))
 
     def places_of(self, ids: Iterable[str]) -> dict[str, str]:
         """For each of these tasks the name of the node that runs, or last ran it."""
