@@ -265,7 +265,7 @@ def situations(draw: st.DrawFn) -> View:
         away_s = 0.0 if is_healthy else draw(st.sampled_from([0.0, 11.0, 29.0, 31.0, LONG]))
         known_s = draw(st.sampled_from([0.0, 40.0, LONG]))
         members.append(voter(host, is_healthy=is_healthy, unhealthy_for_s=away_s, known_for_s=known_s))
-    if members and draw(_FLAGS):
+    if draw(_FLAGS) and members:
         members[0] = replace(members[0], is_learner=True, is_started=draw(_FLAGS))
     hosts = [
         LiveHost(host, draw(st.sampled_from([url(host), ""])), draw(st.floats(0, 9)), draw(_FLAGS), draw(_FLAGS))
