@@ -36,6 +36,9 @@ __all__ = [
 START_LIMIT_S = 20.0
 #: From Close to its exit.
 CLOSE_LIMIT_S = 10.0
+#: From the end of its socket to the end of the process, and between two looks for it.
+REAP_LIMIT_S = 2.0
+REAP_LOOK_S = 0.01
 #: errnos of this host, not of the other end.
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS})
 _BUFFER_BYTES = 4 * 1024 * 1024
@@ -111,6 +114,8 @@ class Spawner:
         self._ready: asyncio.Future[HostReport] = self._loop.create_future()
         self._died: asyncio.Future[str] = self._loop.create_future()
         self._is_closing = False
+        self._pings = 0
+        self._pongs = 0
 
     @classmethod
     async def start(cls, config: SpawnerConfig, *, on_died: Callable[[str], None] | None = None) -> Spawner:
@@ -198,9 +203,34 @@ class Spawner:
         """For `Sandbox.stop`."""
         self._control_send(protocol.Stop(sandbox_id, grace_s))
 
+    def ping(self) -> None:
+        """Asks whether it is there; `is_answered` tells, once its answer has been read on this loop."""
+        self._pings += 1
+        self._control_send(protocol.Ping(self._pings))
+
+    @property
+    def is_answered(self) -> bool:
+        """Every ping so far was answered."""
+        return self._pongs == self._pings
+
+    def kill(self) -> None:
+        """SIGKILL to the process: it does not do what it should. What it leaves, frozen or not, the next one ends."""
+        if not self._died.done():
+            self._process.kill()
+
     async def wait_died(self) -> str:
         """Returns when the process is gone, with the reason in words."""
         return await asyncio.shield(self._died)
+
+    async def reap(self) -> bool:
+        """After its death: collects the process, so that it stays no zombie. False where the kernel is not done with
+        it in time (it hangs in a system call)."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REAP_LIMIT_S):
+                while self._process.poll() is None:  # noqa: ASYNC110  (nothing tells of it but the process itself)
+                    await asyncio.sleep(REAP_LOOK_S)
+                return True
+        return False
 
     async def close(self) -> None:
         """Kills every sandbox and ends the process; nothing is left of either. Safe to repeat."""
@@ -252,6 +282,8 @@ class Spawner:
         elif isinstance(report, HostReport):
             if not self._ready.done():
                 self._ready.set_result(report)
+        elif isinstance(report, protocol.Pong):
+            self._pongs = report.number
         elif isinstance(report, protocol.Refused):
             self._on_refused(report)
         else:

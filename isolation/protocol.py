@@ -2,8 +2,9 @@
 
 Two SOCK_SEQPACKET pairs. On `requests` the node sends `Launch` (with three descriptors by SCM_RIGHTS: stdin, stdout,
 stderr) and gets reports; on `control` it sends what must not wait behind launches: `SetDeadline`, `Fence`, `Stop`,
-`Close`. A datagram is JSON: [version, kind, {fields}]. A body longer than INLINE_BYTES travels in a memfd, which then
-is the first descriptor; the datagram itself is then MEMFD_MARK and the sandbox's id, so that a loss can be reported.
+`Ping`, `Close`. A datagram is JSON: [version, kind, {fields}]. A body longer than INLINE_BYTES travels in a memfd,
+which then is the first descriptor; the datagram itself is then MEMFD_MARK and the sandbox's id, so that a loss can be
+reported.
 
 Both ends come from one checkout, so a different version is an error, not a negotiation. Decoding checks every field:
 a bad message raises ProtocolError and harms nobody else.
@@ -35,7 +36,7 @@ from isolation.spec import (
     Started,
 )
 
-VERSION = 1
+VERSION = 2
 
 #: A datagram must fit in the socket's buffer (net.core.wmem_default, 208 KiB) beside others.
 INLINE_BYTES = 48 * 1024
@@ -86,6 +87,18 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there? Answered at once, on `requests`, by Pong with the same number."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Kill everything, clean up, exit."""
 
@@ -97,8 +110,8 @@ class Refused:
     detail: str
 
 
-Request = Configure | Launch | SetDeadline | Fence | Stop | Close
-Report = HostReport | Started | SetupFailed | Ended | Refused
+Request = Configure | Launch | SetDeadline | Fence | Stop | Ping | Close
+Report = HostReport | Started | SetupFailed | Ended | Pong | Refused
 Message = Request | Report
 
 
@@ -294,6 +307,8 @@ _READERS: dict[str, Callable[[_Fields], Message]] = {
     "SetDeadline": lambda f: SetDeadline(f.number("boottime_s", 0, 1e12)),
     "Fence": lambda _: Fence(),
     "Stop": lambda f: Stop(f.id(), f.number("grace_s", 0, _YEAR_S)),
+    "Ping": lambda f: Ping(f.integer("number", 0, 2**62)),
+    "Pong": lambda f: Pong(f.integer("number", 0, 2**62)),
     "Close": lambda _: Close(),
     "Refused": lambda f: Refused(f.text("detail")),
     "HostReport": lambda f: HostReport(

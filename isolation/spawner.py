@@ -207,6 +207,8 @@ class Spawner:
             sandbox = self._by_id.get(message.id)
             if sandbox is not None:  # else it has ended, and its report is on its way
                 self._terminate(sandbox, STOP, message.grace_s)
+        elif isinstance(message, protocol.Ping):
+            self._send(protocol.Pong(message.number))
         elif isinstance(message, protocol.Close):
             self._close("asked to")
         else:

@@ -1,4 +1,7 @@
-"""Keeps one spawner alive: starts it, starts it again when it dies, and hands on the fence deadline.
+"""Keeps one spawner alive: starts it, starts it again when it dies or hangs, and hands on the fence deadline.
+
+A spawner that is stopped or hangs is asked in vain (`node/core/silence.py`), and killed: while the lease lives, its
+sandboxes would run on with nobody to enforce their limits of time, or to end them.
 
 A new spawner kills and removes whatever the last one left, frozen sandboxes too, before it reports ready. So
 `wait_clean()` is the moment at which what ran under a dead spawner is known to be gone, and may be given back.
@@ -7,15 +10,13 @@ A new spawner kills and removes whatever the last one left, frozen sandboxes too
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
 import threading
 
 from isolation.client import Sandbox, Spawner, SpawnerConfig
 from isolation.errors import SpawnerDied
 from isolation.spec import HostReport, SandboxSpec
+from node.core.silence import TURN_S, TURNS, Silence
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +61,38 @@ class SupervisedSpawner:
     async def run(self) -> None:
         """Starts a new spawner whenever the present one dies; ends when cancelled."""
         while True:
-            reason = await self._current.wait_died()
+            dead = self._current
+            reason = await self._wait_died(dead)
             self._up.clear()
             with self._lock:
                 self._spawner = None
             log.error("spawner died: %s; its tasks died with it and are given back", reason)
             await self._restart()
+            if not await dead.reap():
+                log.error("spawner (pid %d) was killed, and the kernel does not let it go", dead.pid)
+
+    async def _wait_died(self, spawner: Spawner) -> str:
+        asking = asyncio.create_task(self._kill_when_silent(spawner), name="spawner: pings")
+        try:
+            return await spawner.wait_died()
+        finally:
+            asking.cancel()
+            await asyncio.wait({asking})
+            if not asking.cancelled():
+                asking.result()
+
+    @staticmethod
+    async def _kill_when_silent(spawner: Spawner) -> None:
+        """Ends when it had to."""
+        loop = asyncio.get_running_loop()
+        silence = Silence(loop.time())
+        while True:
+            spawner.ping()
+            await asyncio.sleep(TURN_S)
+            if silence.is_silent(loop.time(), is_answered=spawner.is_answered):
+                log.error("spawner (pid %d) does not answer for %.0f s: killing it", spawner.pid, TURNS * TURN_S)
+                spawner.kill()
+                return
 
     async def _restart(self) -> None:
         delay_s = RESTART_DELAY_S
@@ -117,11 +144,9 @@ class SupervisedSpawner:
 
     def kill(self) -> None:
         """It does not do what it should: SIGKILL. Its sandboxes die with it, and `run` starts another."""
-        pid = self.pid
-        if pid is not None:
-            log.error("spawner (pid %d) does not answer: killing it", pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        if self._spawner is not None:
+            log.error("spawner (pid %d) does not do what it should: killing it", self._spawner.pid)
+            self._spawner.kill()
 
     async def close(self) -> None:
         if self._spawner is not None:

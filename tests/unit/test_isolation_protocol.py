@@ -36,6 +36,8 @@ MESSAGES: list[protocol.Message] = [
     protocol.SetDeadline(12.25),
     protocol.Fence(),
     protocol.Stop("x", 2.0),
+    protocol.Ping(3),
+    protocol.Pong(3),
     protocol.Close(),
     protocol.Refused("words"),
     HostReport(1, ("disk io",), 7),
@@ -69,8 +71,8 @@ def test_a_field_of_another_type_is_refused(message: protocol.Message) -> None:
 
 
 def test_another_version_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="version 2"):
-        protocol.decode(b'[2,"Close",{}]')
+    with pytest.raises(ProtocolError, match="version 1"):
+        protocol.decode(b'[1,"Close",{}]')
 
 
 @given(st.binary(max_size=200))

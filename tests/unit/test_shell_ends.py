@@ -147,6 +147,9 @@ class _NoProcess:
     def kill(self) -> None:
         return
 
+    def poll(self) -> int:
+        return 0
+
     def wait(self) -> int:
         return 0
 
