@@ -6,7 +6,7 @@ the test itself was about. At the end of the session the history is judged from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,14 +19,19 @@ _figures: list[str] = []
 NODES = ("a", "b", "c")
 
 
+class Note:
+    """Notes figures for the summary at the end."""
+
+    def __call__(self, what: str, seconds: float) -> None:
+        self.figure(f"{seconds:.3f} s", what)
+
+    def figure(self, value: str, what: str) -> None:
+        _figures.append(f"{value:>9}  {what}")
+
+
 @pytest.fixture
-def note(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
-    """Notes a figure in seconds for the summary."""
-
-    def add(what: str, seconds: float) -> None:
-        _figures.append(f"{seconds:7.3f} s  {what}")
-
-    return add
+def note() -> Note:
+    return Note()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

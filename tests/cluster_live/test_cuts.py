@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cluster_live.test_death import Note, still_the_first
+from tests.cluster_live.conftest import Note
+from tests.cluster_live.test_death import still_the_first
 from tests.support.lab import LEASE_TTL_S, Lab, LabNode
 
 pytestmark = pytest.mark.cluster

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import psutil
 import pytest
 
+from tests.cluster_live.conftest import Note
 from tests.support.beats import Run
 from tests.support.lab import LEASE_TTL_S, Lab
 from tests.support.wait import wait_until_sync
 
 pytestmark = pytest.mark.cluster
-
-Note = Callable[[str, float], None]
 
 #: What runs must be let beat on for, to say that they were not touched.
 STEADY_S = 1.0

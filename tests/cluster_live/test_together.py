@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
 
 import pytest
 
 from pilfer import TaskSpec
+from tests.cluster_live.conftest import Note
 from tests.support.lab import API_PORT, Lab
 from tests.support.wait import wait_until_sync
 
@@ -50,7 +50,7 @@ def test_a_log_is_followed_through_a_node_that_does_not_run_the_task(lab: Lab) -
             assert re.findall(r"line (\d)", text.decode()) == list("12345")
 
 
-def test_cancel_through_a_third_node(lab: Lab, note: Callable[[str, float], None]) -> None:
+def test_cancel_through_a_third_node(lab: Lab, note: Note) -> None:
     placed = lab.spread(1)
     taken = []
     names = list(placed)

@@ -1,0 +1,83 @@
+"""Eight nodes: work is shared evenly, also by those that are no voters, and a bigger one gets more."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster_live.conftest import Note
+from tests.support.lab import Lab, laboratory
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+EQUAL = tuple("abcdefg")
+BIG = "big"
+CPU = 2.0
+TASKS_PER_CPU = 12
+TASK_S = 0.4
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with laboratory() as lab:
+        lab.grow(*EQUAL, cpu=CPU)
+        lab.grow(BIG, cpu=2 * CPU)
+        yield lab
+        lab.judge(expect_ended=True)
+        assert lab.witness.flaws() == []
+
+
+def test_a_backlog_is_shared_by_capacity(lab: Lab, note: Note) -> None:
+    capacity = CPU * (len(EQUAL) + 2)
+    ids = lab.submit(*[lab.witness.task(TASK_S, cpu=1.0)] * int(capacity * TASKS_PER_CPU))
+    with lab.first.client(patience_s=20.0) as client:
+        client.wait(ids, timeout_s=120.0)
+    counts = Counter(lab.places_of(ids).values())
+    equal = [counts[name] for name in EQUAL]
+    jain = sum(equal) ** 2 / (len(equal) * sum(count**2 for count in equal))
+    share = counts[BIG] / (sum(equal) / len(equal))
+    note.figure(f"{jain:.3f}", "eight nodes, backlog: Jain index of the seven equal ones (at least 0.95)")
+    note.figure(f"{share:.2f}", "eight nodes, backlog: share of the one twice as big (about 2)")
+    assert jain >= 0.85, counts
+    assert 1.3 <= share <= 3.0, counts
+
+
+def test_a_joining_node_has_work_at_once(lab: Lab, note: Note) -> None:
+    capacity = CPU * (len(EQUAL) + 2)
+    ids = lab.submit(*[lab.witness.task(TASK_S, cpu=1.0)] * int(capacity * TASKS_PER_CPU))
+    newcomer = lab.add("late", cpu=CPU)
+    lab.begin(newcomer)
+    newcomer.wait_serving()
+    start = time.monotonic()
+    try:
+        node_id = next(view.id for view in lab.views(newcomer) if view.name == "late")
+        with lab.first.client(patience_s=20.0) as client:
+            client.wait(ids, timeout_s=120.0)
+        first = min(
+            run.first_sent for task_id in ids for run in lab.witness.look().of(task_id) if run.node_id == node_id
+        )
+    finally:
+        lab.clear()
+    note("a node joins a backlog: from its readiness to its first task (at most 1)", first - start)
+    assert first - start < 5.0
+
+
+def test_a_task_that_fits_only_one_node_goes_there(lab: Lab) -> None:
+    (task_id,) = lab.submit(lab.witness.task(0.0, cpu=2 * CPU))
+    with lab.first.client() as client:
+        client.wait(task_id, timeout_s=30.0)
+    assert lab.places_of([task_id])[task_id] == BIG
+
+
+def test_a_big_task_is_not_starved_by_small_ones(lab: Lab) -> None:
+    """It needs all of the big node, which small tasks would keep filling."""
+    small = lab.submit(*[lab.witness.task(TASK_S, cpu=1.0)] * int(CPU * (len(EQUAL) + 2) * TASKS_PER_CPU))
+    (big,) = lab.submit(lab.witness.task(0.0, cpu=2 * CPU))
+    with lab.first.client(patience_s=20.0) as client:
+        client.wait(big, timeout_s=60.0)
+        open_then = sum(not task.status.is_terminal for task in client.status(small))
+        client.wait(small, timeout_s=120.0)
+    assert open_then > 0, "it was the last of all to run"
