@@ -102,6 +102,10 @@ class PeerChannels:
         self._retired: list[_Way] = []
         self._is_closed = False
 
+    def __len__(self) -> int:
+        """Channels that are open, those given up and not at rest yet among them."""
+        return len(self._ways) + len(self._retired)
+
     def nodes(self, address: str) -> nodes_pb2_grpc.NodeServiceAsyncStub:
         """NodeService of the node at HOST:PORT. Nothing is connected before the first call. Raises OSError where the
         certificates cannot be read."""
