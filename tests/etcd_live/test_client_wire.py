@@ -245,7 +245,7 @@ async def _upkeep(etcd: Endpoint) -> None:
 
 async def _members(etcd: Endpoint) -> None:
     """Adding a learner leaves the quorum as it is; nothing but listing is done after it."""
-    (me,) = (await call(etcd.cluster.MemberList, pb.MemberListRequest())).members
+    (me,) = (await call(etcd.cluster.MemberList, pb.MemberListRequest(linearizable=True))).members
     assert me.name == "test"
     updated = await call(etcd.cluster.MemberUpdate, pb.MemberUpdateRequest(ID=me.ID, peerURLs=["https://127.0.0.1:9"]))
     assert list(updated.members[0].peerURLs) == ["https://127.0.0.1:9"]

@@ -89,6 +89,13 @@ class FakeCluster:
             self.logs[task_id, self.tasks[task_id].attempt].append((stream, data))
             self.changed.notify_all()
 
+    def tell(self, task_id: str, notice: str) -> None:
+        """Something happens to the stream of the running attempt."""
+        with self.changed:
+            entry = (tasks_pb2.LOG_STREAM_UNSPECIFIED, notice.encode())
+            self.logs[task_id, self.tasks[task_id].attempt].append(entry)
+            self.changed.notify_all()
+
     def requeue(self, task_id: str) -> None:
         """Its node is lost."""
         with self.changed:
@@ -360,6 +367,9 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
                 if not pieces and not is_closed:
                     cluster.changed.wait(timeout=0.05)
             for stream, data in pieces:
+                if stream == tasks_pb2.LOG_STREAM_UNSPECIFIED:
+                    yield tasks_pb2.LogResponse(attempt=number, notice=data.decode())
+                    continue
                 if request.stream in (tasks_pb2.LOG_STREAM_UNSPECIFIED, stream):
                     kept = _tail(data, request.tail_lines) if request.HasField("tail_lines") else data
                     for start in range(0, len(kept), CHUNK_BYTES):

@@ -373,7 +373,30 @@ def test_log(cluster: FakeCluster, cli: Cli) -> None:
     cluster.write(task_id, b"second")
     cluster.end(task_id)
     assert cli("log", "-f", task_id).out == "second"
+    assert cli("log", task_id).err == ""
     assert cli("log", "--attempt", "1", "--stream", "stderr", task_id).out == "oh\nno\n"
+
+
+def test_what_happens_to_a_log_is_told_on_stderr_and_the_bytes_stay_whole(cluster: FakeCluster, cli: Cli) -> None:
+    (task_id,) = cli("submit", "--", "true").lines
+    cluster.start(task_id)
+    cluster.write(task_id, b"before ")
+    cluster.tell(task_id, "attempt 1 is told about")
+    cluster.write(task_id, b"after")
+    cluster.end(task_id)
+    for arguments in (("log", task_id), ("log", "-f", "--stream", "stdout", task_id)):
+        ran = cli(*arguments)
+        assert (ran.code, ran.out, ran.err) == (0, "before after", "node: attempt 1 is told about\n")
+
+
+def test_a_log_whose_host_is_gone_is_refused_with_what_the_node_says(cluster: FakeCluster, cli: Cli) -> None:
+    (task_id,) = cli("submit", "--", "true").lines
+    cluster.start(task_id)
+    cluster.end(task_id)
+    cluster.fail_next("Log", grpc.StatusCode.FAILED_PRECONDITION)
+    ran = cli("log", task_id)
+    assert (ran.code, ran.out) == (1, "")
+    assert "the test wants FAILED_PRECONDITION" in ran.err
 
 
 def test_nodes(cluster: FakeCluster, cli: Cli) -> None:
@@ -453,10 +476,11 @@ def test_run_that_loses_the_node_says_how_to_come_back(
     assert f"node log -f {cluster.only_task_id()}" in ran.err
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION])
 def test_run_tells_the_end_even_where_the_output_is_out_of_reach(
-    cluster: FakeCluster, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    cluster: FakeCluster, cli: Cli, monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode
 ) -> None:
-    cluster.fail_next("Log", grpc.StatusCode.NOT_FOUND)
+    cluster.fail_next("Log", code)
     ran = run_with(cluster, cli, monkeypatch, lambda task_id: ended(cluster, task_id, exit_code=9))
     assert ran.code == 9
     assert "cannot be followed" in ran.err

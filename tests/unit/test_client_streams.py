@@ -321,6 +321,22 @@ def test_a_followed_log_through_breaks_has_every_byte_once(node: FakeNode, clien
     assert cluster.calls["Log"] > 2
 
 
+def test_a_notice_is_told_once_however_often_the_log_breaks(node: FakeNode, client: pilfer.Client) -> None:
+    cluster = node.cluster
+    task_id = client.submit("true")
+    cluster.start(task_id)
+    cluster.write(task_id, b"one ")
+    cluster.tell(task_id, "something happened")
+    cluster.write(task_id, b"two")
+    chunks = client.log(task_id, follow=True)
+    received = [next(chunks), next(chunks)]
+    cluster.break_streams()
+    cluster.end(task_id)
+    received += chunks
+    assert [chunk.notice for chunk in received if chunk.notice] == ["something happened"]
+    assert b"".join(chunk.data for chunk in received) == b"one two"
+
+
 class Breaker:
     """Lets each new stream of a call live for one message more than the last, so that the end can be reached."""
 

@@ -85,3 +85,29 @@ def test_a_spoiled_file_is_replaced(file: Path, content: str) -> None:
 def test_an_address_that_is_not_ours_is_an_error(file: Path) -> None:
     with pytest.raises(OSError, match="assign"):
         choose_ports(file, api_port=7400, client_hosts=("192.0.2.1",), peer_host=HOST)
+
+
+def test_a_client_port_is_free_on_all_its_addresses(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.2", 0))
+        holder.listen()
+        taken = holder.getsockname()[1]
+        api_port = taken - 1
+        ports = choose_ports(
+            tmp_path / "ports", api_port=api_port, client_hosts=("127.0.0.1", "127.0.0.2"), peer_host=HOST
+        )
+        assert ports.client != taken
+        assert is_free("127.0.0.2", ports.client)
+
+
+def test_a_peer_port_that_the_cluster_was_told_stays(tmp_path: Path) -> None:
+    file = tmp_path / "ports"
+    with socket.socket() as holder:
+        holder.bind((HOST, 0))
+        holder.listen()
+        told = holder.getsockname()[1]
+        for _ in range(2):
+            ports = choose_ports(file, api_port=told - 1, client_hosts=(HOST,), peer_host=HOST, peer_port=told)
+            assert ports.peer == told  # taken or not: etcd will say so
+            assert ports.client != told
+    assert remembered(file) == ports
