@@ -7,8 +7,12 @@ refuse new tasks while there is still room to record how the old ones end (`is_f
 NOSPACE nevertheless, it takes no more puts until: compact, defragment, and the alarm is disarmed with the member id
 from the alarm list (with 0, etcd answers OK and does nothing). Without the defragmentation the next put trips it again.
 
-The decisions are functions of what etcd reports; `Maintenance` carries them out, and runs on one node for compaction;
-defragmentation is of the member that its client talks to.
+In a cluster every node looks, since every node must know when to refuse tasks; one compacts (duty "compaction"); each
+that has a member of etcd defragments that one, one after the other (duty "defragment", given back after it), and
+disarms that member's alarm. While NOSPACE stands no duty can be taken, since taking it is a put: then all compact,
+which is harmless, and the members that raised it defragment in the order of their ids, some time apart.
+
+The decisions are functions of what etcd reports; `Maintenance` carries them out.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, auto
+from typing import Protocol
 
 from etcd.errors import StoreError
 from etcd.port import Alarm, Etcd, MemberStatus
@@ -35,6 +40,9 @@ DEFRAGMENT_EVERY_S = 600.0
 #: While NOSPACE stands, it looks this often, and defragments this often whatever the report says.
 HEALING_INTERVAL_S = 2.0
 HEAL_EVERY_S = 20.0
+
+COMPACTION = "compaction"
+DEFRAGMENT = "defragment"
 
 
 class Step(Enum):
@@ -76,6 +84,32 @@ def _is_slack(status: MemberStatus) -> bool:
     return status.db_in_use_bytes < 0.8 * status.db_size_bytes
 
 
+def is_turn_to_heal(alarms: Sequence[Alarm], member_id: int, *, healing_for_s: float) -> bool:
+    """Whether this member may defragment while NOSPACE stands: those in need that come before it had their time."""
+    in_need = sorted({alarm.member_id for alarm in alarms if alarm.kind == "NOSPACE"})
+    return member_id in in_need and healing_for_s >= in_need.index(member_id) * HEAL_EVERY_S
+
+
+class Holds(Protocol):
+    """Which duties of the cluster are this node's."""
+
+    async def hold(self, name: str) -> bool:
+        """Takes the duty where it is free; whether it is this node's. Raises StoreError."""
+
+    async def release(self, name: str) -> None:
+        """Gives it up, so that another node may take it. Raises StoreError."""
+
+
+class AllDuties:
+    """Of a node that is alone: there is nobody to share with."""
+
+    async def hold(self, name: str) -> bool:
+        return bool(name)
+
+    async def release(self, name: str) -> None:
+        """Nobody waits for it."""
+
+
 class RevisionsByTime:
     """Which revision was the newest at which time, for as long back as is asked for."""
 
@@ -104,11 +138,16 @@ class Maintenance:
         quota_bytes: int,
         compaction_interval_s: float = 30.0,
         history_kept_s: float = 60.0,
+        duties: Holds | None = None,
+        own: Callable[[], Etcd | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """history_kept_s: how long a watcher may be away before it has to list again."""
+        """history_kept_s: how long a watcher may be away before it has to list again. duties: by default all are this
+        node's. own: a client of the etcd member on this host alone, None where there is none; by default `etcd` is."""
         self._etcd = etcd
+        self._duties = duties or AllDuties()
+        self._own = own or (lambda: etcd)
         self._quota_bytes = quota_bytes
         self._interval_s = compaction_interval_s
         self._clock = clock
@@ -116,6 +155,7 @@ class Maintenance:
         self._revisions = RevisionsByTime(history_kept_s)
         self._defragmented_at = -math.inf
         self._is_healing = False
+        self._healing_since = 0.0
         #: What the member last reported; None before the first look.
         self.status: MemberStatus | None = None
 
@@ -135,41 +175,75 @@ class Maintenance:
 
     async def look(self) -> None:
         """One round: look, compact what is old, and do what that shows to be needed."""
-        status = self.status = await self._etcd.status()
+        member = self._own()
+        status = self.status = await (member or self._etcd).status()
         now = self._clock()
         alarms = await self._etcd.alarms()
-        self._is_healing = any(alarm.kind == "NOSPACE" for alarm in alarms)
+        self._set_healing(now, is_healing=any(alarm.kind == "NOSPACE" for alarm in alarms))
         self._revisions.note(now, status.revision)
         old = self._revisions.take_old(now)
         if self._is_healing:
             log.error("etcd's quota of %d bytes is used up: compacting all history", self._quota_bytes)
             await self._etcd.compact(status.revision, physical=True)
-        elif old is not None:
+            await self._disarm_departed(alarms)
+        elif old is not None and await self._duties.hold(COMPACTION):
             await self._etcd.compact(old)
             log.debug("etcd compacted to revision %d of %d", old, status.revision)
-        await self._follow_up(alarms)
+        if member is not None:
+            await self._follow_up(member, alarms)
 
-    async def _follow_up(self, alarms: Sequence[Alarm]) -> None:
-        status = self.status = await self._etcd.status()
-        step = self._next_step(status, alarms)
+    def _set_healing(self, now: float, *, is_healing: bool) -> None:
+        if is_healing and not self._is_healing:
+            self._healing_since = now
+        self._is_healing = is_healing
+
+    async def _disarm_departed(self, alarms: Sequence[Alarm]) -> None:
+        """The alarm of a member that is no more: nobody else would take it back."""
+        there = {member.id for member in await self._etcd.members()}
+        for alarm in alarms:
+            if alarm.kind == "NOSPACE" and alarm.member_id not in there:
+                await self._etcd.disarm(alarm)
+
+    async def _follow_up(self, member: Etcd, alarms: Sequence[Alarm]) -> None:
+        """What this host's own member needs, after compaction."""
+        status = self.status = await member.status()
+        own = [alarm for alarm in alarms if alarm.member_id == status.member_id]
+        step = self._next_step(status, own)
         if step is Step.DEFRAGMENT:
-            started = self._clock()
-            await self._etcd.defragment()
-            self._defragmented_at = self._clock()
-            after = self.status = await self._etcd.status()
-            log.info(
-                "etcd's file defragmented: %d to %d bytes, blocked for %.2f s",
-                status.db_size_bytes,
-                after.db_size_bytes,
-                self._defragmented_at - started,
-            )
-            step = self._next_step(after, alarms)
+            if not await self._may_defragment(status, alarms):
+                return
+            try:
+                status = self.status = await self._defragment(member, status)
+            finally:
+                if not self._is_healing:
+                    await self._duties.release(DEFRAGMENT)
+            step = self._next_step(status, own)
         if step is Step.DISARM:
-            for alarm in alarms:
+            for alarm in own:
                 if alarm.kind == "NOSPACE":
                     await self._etcd.disarm(alarm)
-            self._is_healing = False
-            log.info("etcd takes writes again")
+            self._is_healing = any(alarm.kind == "NOSPACE" for alarm in alarms if alarm not in own)
+            if not self._is_healing:
+                log.info("etcd takes writes again")
+
+    async def _may_defragment(self, status: MemberStatus, alarms: Sequence[Alarm]) -> bool:
+        if self._is_healing:
+            healing_for_s = self._clock() - self._healing_since
+            return is_turn_to_heal(alarms, status.member_id, healing_for_s=healing_for_s)
+        return await self._duties.hold(DEFRAGMENT)
+
+    async def _defragment(self, member: Etcd, before: MemberStatus) -> MemberStatus:
+        started = self._clock()
+        await member.defragment()
+        self._defragmented_at = self._clock()
+        after = await member.status()
+        log.info(
+            "etcd's file defragmented: %d to %d bytes, blocked for %.2f s",
+            before.db_size_bytes,
+            after.db_size_bytes,
+            self._defragmented_at - started,
+        )
+        return after
 
     def _next_step(self, status: MemberStatus, alarms: Sequence[Alarm]) -> Step:
         return next_step(

@@ -2,8 +2,8 @@
 
 Which ones is decided by `node/core/retention.py`. Here they are listed, oldest first, and deleted in guarded batches,
 one RPC at a time, so that the other writes of the node find room beside it: about 20,000 a second, where 1,000 a second
-finish. Doing it on several nodes at once, or again after an unknown outcome, is harmless: the guard compares the
-terminal key's create_revision.
+finish. One node does it (duty "retention"). Doing it on several nodes at once, or again after an unknown outcome, is
+harmless: the guard compares the terminal key's create_revision. Logs elsewhere: `node/log_sweep.py`.
 
 The database shrinks only with compaction (`etcd/maintenance.py`); freed pages are used again.
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from etcd import keys, transitions
 from etcd.batcher import Applied, Batcher
 from etcd.errors import StoreError
+from etcd.maintenance import AllDuties, Holds
 from etcd.port import Etcd, KeyValue, Range, RangeResult, Txn
 from node.core.model import Status
 from node.core.retention import Ended, Limits, Listed, to_forget
@@ -32,6 +33,7 @@ LISTED = 2_000
 #: Deleted in one RPC.
 BATCH = 100
 TIMEOUT_S = 10.0
+RETENTION = "retention"
 
 _TERMINAL = tuple(status for status in Status if status.is_terminal)
 
@@ -55,14 +57,17 @@ class Retention:
         limits: Limits,
         *,
         on_forgotten: Callable[[Sequence[str]], Awaitable[None]],
+        duties: Holds | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """on_forgotten: told the ids of tasks that are gone now, some at a time, each at least once by some node."""
+        """on_forgotten: told the ids of tasks that are gone now, some at a time, each at least once by some node.
+        duties: by default all are this node's."""
         self._etcd = etcd
         self._batcher = batcher
         self._limits = limits
         self._on_forgotten = on_forgotten
+        self._duties = duties or AllDuties()
         self._clock = clock
         self._sleep = sleep
 
@@ -71,7 +76,7 @@ class Retention:
         while True:
             is_done = True
             try:
-                is_done = (await self.look()).is_done
+                is_done = not await self._duties.hold(RETENTION) or (await self.look()).is_done
             except StoreError as error:
                 log.warning("finished tasks could not be forgotten, trying again: %s", error)
             if is_done:

@@ -1,5 +1,6 @@
 """What keeps the database small and the logs in step with it: compaction, retention, and the removal of logs whose
-tasks are forgotten."""
+tasks are forgotten. Every node runs all of it; which steps are one node's alone, each part asks by itself
+(`node/duties.py`)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 
 from etcd.maintenance import Maintenance
+from node.log_sweep import LogSweep
 from node.logs import LogStore
 from node.retention import Retention
 
@@ -17,9 +19,10 @@ REMOVED_AT_ONCE = 50
 class StoreDuties:
     """Runs the duties; says when the database is filling up."""
 
-    def __init__(self, maintenance: Maintenance, retention: Retention) -> None:
+    def __init__(self, maintenance: Maintenance, retention: Retention, log_sweep: LogSweep | None = None) -> None:
         self._maintenance = maintenance
         self._retention = retention
+        self._log_sweep = log_sweep
 
     @property
     def refusal(self) -> str | None:
@@ -36,6 +39,8 @@ class StoreDuties:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._maintenance.run(), name="maintenance")
             group.create_task(self._retention.run(), name="retention")
+            if self._log_sweep is not None:
+                group.create_task(self._log_sweep.run(), name="log sweep")
 
 
 async def remove_logs(logs: LogStore, task_ids: Sequence[str]) -> None:
