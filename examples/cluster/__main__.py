@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -56,6 +57,20 @@ class Picture:
     rate: float = 0.0
     #: Why there is nothing to show, while no node answers.
     trouble: str = ""
+
+
+class Shown(Protocol):
+    """What the view needs of a machine."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def pid(self) -> int | None:
+        """None while it does not run."""
 
 
 @dataclass(slots=True)
@@ -111,7 +126,7 @@ class Load:
         )
 
 
-def drawn(picture: Picture, machines: Sequence[Machine]) -> RenderableType:
+def drawn(picture: Picture, machines: Sequence[Shown]) -> RenderableType:
     """The live view."""
     table = Table(title=None, box=None, pad_edge=False)
     for column in ("NODE", "ADDRESS", "PID", "STATE", "ROLE", "LOAD", "RUNNING"):

@@ -29,8 +29,8 @@ class Machine:
     def __init__(self, place: Place, directory: Path, peers: Sequence[str]) -> None:
         """peers: HOST:PORT of those that it joins; none: it founds the cluster."""
         self.place = place
-        self.name = place.name
-        self.address = f"{place.address}:{API_PORT}"
+        self.name: str = place.name
+        self.address: str = f"{place.address}:{API_PORT}"
         self.data = directory / place.name
         self.log = directory / f"{place.name}.log"
         self._peers = peers

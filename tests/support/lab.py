@@ -44,6 +44,8 @@ MEMORY = "256M"
 LEASE_TTL_S = 5.0
 #: A cluster grows by one voter in about 5 s (etcd wants its members connected for so long).
 GROW_TIMEOUT_S = 60.0
+#: The last voters find no quorum any more when they give back: each has its time limits.
+STOP_TIMEOUT_S = 60.0
 _PREFIX = "pilfer-lab-"
 PARTS = ("node", "etcd", "spawner")
 
@@ -378,11 +380,14 @@ class Lab:
         for node in self.nodes.values():
             node.resume()
         self.network.heal()
+        # All at once, and each once: a second signal means haste.
         for node in self.up():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(node.pid, signal.SIGTERM)
-        # The last voters find no quorum any more when they give back: each has its time limit.
         for node in self.nodes.values():
+            if node.process is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    node.process.wait(STOP_TIMEOUT_S)
             node.end()
         for node in self.nodes.values():
             if (node.data_dir / "host_id").exists():
