@@ -85,7 +85,7 @@ class Batcher:
         max_waiting: int = 10_000,
         rpc_timeout_s: float = 3.0,
         linger_s: float = 0.002,
-        pace_s: float = 0.008,
+        pace_s: float = 0.015,
         random: Random | None = None,
     ) -> None:
         """max_items, max_bytes: of one RPC. in_flight: RPCs at a time. max_waiting: items queued before callers wait.

@@ -13,14 +13,22 @@ Making or naming a file waits for the journal of the file system, which etcd's f
 an attempt's two, which held up the loop and every task behind it). So files are made ahead, unnamed, in `logs/spare/`,
 by a thread; they get their names while the task runs, and at the latest before its end is recorded. An attempt that is
 lost with its node in its first NAMED_AFTER_S leaves no log.
+
+Files that stayed empty are used again. Removing and making them is dear at some hundred tasks a second: ext4 does not
+give out an inode again within 5 s of its removal, and looks for another past all of those (measured: 0.65 ms of CPU a
+file, against 0.02). A file is used again only where nobody but the node can have it open, or a task that was handed
+another's descriptor (over a socket in a shared directory) could write into a third one's output. A write lease tells:
+the kernel grants it only on a file that nobody else has open (fcntl(2), F_SETLEASE).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import os
+import signal
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -120,16 +128,20 @@ class LogStore:
                 await asyncio.get_running_loop().run_in_executor(self._thread, _give_names, log)
         finally:
             del self._open[task_id, attempt]
-            if not log.is_named:
-                self._remove_later(log.spares)
             log.close()
+            if not log.is_named:
+                for spare in log.spares:
+                    self._use_again(spare)
 
     def _name_soon(self, log: OpenLog) -> None:
         log.is_name_asked = True
         asyncio.get_running_loop().run_in_executor(self._thread, _try_names, log)
 
-    def _remove_later(self, paths: tuple[str, str]) -> None:
-        self._unneeded += paths
+    def _use_again(self, path: str) -> None:
+        if len(self._spares) < SPARES_MAX and _is_as_new(path):
+            self._spares.append(path)
+            return
+        self._unneeded.append(path)
         if len(self._unneeded) >= SPARES_LOW:
             unneeded, self._unneeded = self._unneeded, []
             asyncio.get_running_loop().run_in_executor(self._thread, _unlink_all, unneeded)
@@ -175,6 +187,24 @@ class LogStore:
     def close(self) -> None:
         """Waits for what is under way."""
         self._thread.shutdown()
+
+
+def _is_as_new(path: str) -> bool:
+    """Whether a file is empty, and nobody can write to it, or read it, any more."""
+    try:
+        fd = os.open(path, _WRITE)
+    except OSError:
+        return False
+    try:
+        # Should somebody open it in this very moment, the kernel sends a signal, by default one that kills.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        return not os.fstat(fd).st_size
+    except OSError:
+        return False  # open elsewhere, or a file system without leases
+    finally:
+        os.close(fd)
 
 
 def _give_names(log: OpenLog) -> None:
