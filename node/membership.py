@@ -89,9 +89,10 @@ class MemberServer(Protocol):
     @property
     def is_removed(self) -> bool: ...
 
-    async def start(self) -> None: ...
+    @property
+    def hopeless(self) -> str | None: ...
 
-    async def wait_answering(self, timeout_s: float | None) -> None: ...
+    async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
 
@@ -143,6 +144,18 @@ class Membership:
     def contacts(self) -> tuple[str, ...]:
         """HOST:PORT of the voters' client ports, as other hosts reach them."""
         return self._contacts
+
+    def hear_of(self, endpoints: Sequence[str]) -> None:
+        """Other nodes say that the voters are here: HOST:PORT each. The own member stays first, and what was known
+        stays last; the member list decides as soon as it can be read."""
+        own = (self._server.client_address,) if self._server is not None and self._role is Role.VOTER else ()
+        self._endpoints = tuple(dict.fromkeys((*own, *endpoints, *self._endpoints)))
+        self._wake.set()
+
+    @property
+    def hopeless(self) -> str | None:
+        """Why the own member does not come up by itself, in words; None where it may, or where there is none."""
+        return self._server.hopeless if self._server is not None else None
 
     @property
     def role(self) -> Role:
