@@ -81,8 +81,8 @@ class History:
         #: The tasks as they are now, and those that were forgotten after they ended.
         self._lives: dict[str, _Life] = {}
         self._forgotten: dict[str, Status] = {}
-        #: Nodes by id, as their keys say now.
-        self._nodes: dict[str, Node] = {}
+        #: Nodes by id, as their keys say now; None: what the key says cannot be read.
+        self._nodes: dict[str, Node | None] = {}
         self._past_nodes: set[str] = set()
         self._removed: set[str] = set()
 
@@ -214,14 +214,15 @@ class History:
             self._nodes.pop(node_id, None)
             self._past_nodes.add(node_id)
             return
-        node = codec.decode_node(event.kv.key, event.kv.value)
         if node_id in self._nodes:
             self._tell("OneNodePerHost", node_id, "its key was written a second time")
         if node_id in self._past_nodes:
             self._tell("OneNodePerHost", node_id, "it was gone, and has come back under the same id")
         if not event.kv.lease:
             self._tell("OneNodePerHost", node_id, "its key has no lease")
-        for other in self._nodes.values():
+        self._nodes[node_id] = None
+        node = codec.decode_node(event.kv.key, event.kv.value)
+        for other in filter(None, self._nodes.values()):
             if other.host_id == node.host_id and other.id != node_id:
                 self._tell("OneNodePerHost", node_id, f"host {node.host_id} has the living node {other.id} too")
         if node.host_id in self._removed:

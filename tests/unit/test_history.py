@@ -18,6 +18,8 @@ from node.core.model import Capacity, Node, Outcome, Reason, Removal, Requiremen
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.history import History, judgement, read_history
 from tests.support.tasks import DONE, GIVEN_BACK, HOST, NODE_A, NODE_B, NOW, new_task
+from tests.support.turmoil import Turmoil
+from tests.support.virtual_time import run_virtual
 
 OTHER_HOST = "eeeeeeee-0000-4000-8000-00000000000e"
 
@@ -354,3 +356,16 @@ async def test_a_history_is_read_from_the_first_revision_on(etcd: FakeEtcd) -> N
     told = judgement(history, history.flaws)
     assert told["flaws_in_all"] == 1
     assert told["transitions"] == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_random_crowd_does_through_the_store_is_legal(seed: int) -> None:
+    async def crowd() -> History:
+        async with FakeEtcd() as fake:
+            await Turmoil(seed, fake).run(steps=50)
+            return await read_history(fake)
+
+    history = run_virtual(crowd())
+    # The crowd's node keys hold no records and have no leases.
+    assert [str(flaw) for flaw in history.finish() if flaw.rule != "OneNodePerHost"] == []
+    assert history.transitions > 10
