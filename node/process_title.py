@@ -26,12 +26,17 @@ _FIRST_FIELD: Final = 48 - 3
 _FILLER: Final = b"*"
 
 
+#: Shorter ones are no secrets, and might be a part of something that is needed: C libraries, and programs that are
+#: started, read the same memory as their environment.
+SECRET_MIN_BYTES: Final = 16
+
+
 def wipe(secret: str) -> bool:
     """Overwrites every occurrence of `secret` in this process's arguments and environment, as far as they are those
-    it was started with. False: it may still be seen, and that was logged. Python's own sys.argv and os.environ are
-    left alone."""
+    it was started with, and longer than SECRET_MIN_BYTES. False: it may still be seen, and that was logged. Python's
+    own sys.argv and os.environ are left alone."""
     wanted = os.fsencode(secret)
-    if not wanted:
+    if len(wanted) < SECRET_MIN_BYTES:
         return True
     try:
         regions = _regions()

@@ -37,13 +37,12 @@ def command(settings: Settings, token: str | None) -> int:
 def _join_token(file: Path | None, flag: str | None) -> str | None:
     """From the flag, the environment or the file; neither this process's arguments nor its children keep it."""
     from_environment = os.environ.pop(TOKEN_VARIABLE, None)
-    if flag is not None:
-        from node.process_title import wipe_argument
+    given = flag if flag is not None else from_environment or None
+    if given is not None:
+        from node.process_title import wipe
 
-        wipe_argument(flag)
-        return flag
-    if from_environment:
-        return from_environment
+        wipe(given)
+        return given
     if file is None:
         return None
     try:

@@ -78,8 +78,12 @@ def test_it_is_gone_from_the_environment() -> None:
         assert shown(process, "environ") == before.replace(SECRET.encode(), b"*" * len(SECRET))
 
 
-def test_nothing_to_wipe() -> None:
-    assert process_title.wipe("")
+@pytest.mark.parametrize("text", ["", "start", "a"])
+def test_what_is_too_short_for_a_secret_stays(text: str) -> None:
+    with program("start", "--token", "a") as process:
+        before = shown(process, "cmdline"), shown(process, "environ")
+        assert ask(process, text) == "True a None"
+        assert (shown(process, "cmdline"), shown(process, "environ")) == before
 
 
 @pytest.mark.parametrize("stat", [b"", b"1 (a) b) S 1 2", b"1 (a) S " + b"0 " * 50])
