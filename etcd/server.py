@@ -180,6 +180,15 @@ class EtcdServer:
         return self._answering.is_set()
 
     @property
+    def hopeless(self) -> str | None:
+        """Why it will not come up by itself, in words; None: it may."""
+        if not self._hopeless.is_set():
+            return None
+        if self._is_removed:
+            return self._complaint("the cluster has removed this member of etcd")
+        return self._complaint(f"etcd died {self._deaths_unready} times at its start")
+
+    @property
     def is_removed(self) -> bool:
         """Whether the cluster has removed this member: it is down for good."""
         return self._is_removed
@@ -228,10 +237,8 @@ class EtcdServer:
             reached.cancel()
         if condition.is_set():
             return
-        if self._is_removed:
-            raise EtcdNotReady(self._complaint("the cluster has removed this member of etcd"))
-        if self._hopeless.is_set():
-            raise EtcdNotReady(self._complaint(f"etcd died {self._deaths_unready} times at its start"))
+        if self.hopeless is not None:
+            raise EtcdNotReady(self.hopeless)
         raise EtcdNotReady(self._complaint(f"etcd is not {what} after {timeout_s:g} s"))
 
     async def stop(self, limit_s: float = STOP_LIMIT_S) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
 
 from etcd import keys
 from etcd.errors import OutcomeUnknown
 from etcd.port import Compare, Etcd, Put, Range, RangeResult, Relation, Target, Txn
+
+
+class WrongCluster(Exception):  # noqa: N818  (named as the conventions name errors)
+    """etcd holds another cluster than the one that this data directory belongs to, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,23 +20,30 @@ class Cluster:
     epoch: int
 
 
-async def ensure_cluster(etcd: Etcd, *, timeout_s: float = 10.0, tries: int = 5) -> Cluster:
-    """Founds the cluster where etcd is empty, else reads what is there. Safe to repeat and to race."""
-    id_key, epoch_key = keys.cluster_id(), keys.cluster_epoch()
-    read = (Range(id_key), Range(epoch_key))
-    found = Txn(
-        compares=(Compare(id_key, Target.VERSION, Relation.EQUAL, 0),),
-        success=(Put(id_key, str(uuid.uuid4()).encode()), Put(epoch_key, b"1")),
-        failure=read,
+_READ = (Range(keys.cluster_id()), Range(keys.cluster_epoch()))
+
+
+async def found_cluster(etcd: Etcd, cluster_id: str, *, timeout_s: float = 10.0, tries: int = 5) -> Cluster:
+    """Writes this id where etcd is empty, and gives what is there then. Safe to repeat. Raises StoreError."""
+    founding = Txn(
+        compares=(Compare(keys.cluster_id(), Target.VERSION, Relation.EQUAL, 0),),
+        success=(Put(keys.cluster_id(), cluster_id.encode()), Put(keys.cluster_epoch(), b"1")),
     )
     for last in range(tries, 0, -1):
         try:
-            result = await etcd.txn(found, timeout_s=timeout_s)
-            if result.succeeded:
-                result = await etcd.txn(Txn(success=read), timeout_s=timeout_s)
+            await etcd.txn(founding, timeout_s=timeout_s)
             break
         except OutcomeUnknown:
             if last == 1:
                 raise
-    values = [r.kvs[0].value for r in result.results if isinstance(r, RangeResult)]
-    return Cluster(id=values[0].decode(), epoch=int(values[1]))
+    found = await read_cluster(etcd, timeout_s=timeout_s)
+    if found is None:
+        raise WrongCluster("etcd has lost what was just written to it: its data directory is damaged")
+    return found
+
+
+async def read_cluster(etcd: Etcd, *, timeout_s: float = 10.0) -> Cluster | None:
+    """None where nothing was founded. Raises StoreError."""
+    result = await etcd.txn(Txn(success=_READ), timeout_s=timeout_s)
+    values = [found.kvs[0].value for found in result.results if isinstance(found, RangeResult) and found.kvs]
+    return Cluster(id=values[0].decode(), epoch=int(values[1])) if len(values) == len(_READ) else None

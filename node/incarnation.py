@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from etcd.port import Etcd
 from etcd.store import TaskStore
 from node.claimer import Claimer
 from node.core.lifecycle import may_run_again
-from node.core.model import Capacity, Task
+from node.core.model import Capacity, Drain, Node, Task
 from node.core.requirements import Ledger
 from node.logs import LogStore
 from node.own_keys import OwnKeys
@@ -39,6 +40,10 @@ LAST_WRITES_MAX_S = 5.0
 FENCE_MAX_S = 5.0
 
 
+#: A duty of an incarnation beside its tasks: a name, and what to run until it is cancelled.
+ExtraDuty = tuple[str, Coroutine[Any, Any, None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What an incarnation works with; outlives it."""
@@ -51,6 +56,12 @@ class Surroundings:
     capacity: Capacity
     queue_window: int
     stop_wait_s: float
+    #: Duties that are the cluster's, and carried out in the name of an incarnation; made for each.
+    extra_duties: Callable[[Identity], list[ExtraDuty]] = lambda _: []
+    #: The drained hosts, for the beginning of each incarnation.
+    drained: Callable[[], Mapping[str, Drain]] = dict
+    #: Told the living nodes whenever they change.
+    on_nodes: Callable[[Mapping[str, Node]], None] = lambda _: None
 
 
 class Incarnation:
@@ -80,8 +91,12 @@ class Incarnation:
             queue_window=around.queue_window,
             is_open=self._may_claim,
         )
-        self.is_draining = False
-        self._sweeper.on_nodes = self._claimer.set_nodes
+        #: Its end has begun.
+        self.is_stopping = False
+        #: Drained hosts, this one among them or not.
+        self._drained: Mapping[str, Drain] = dict(around.drained())
+        self._nodes: Mapping[str, Node] = {}
+        self._sweeper.on_nodes = self._set_nodes
         self.runner.on_change = self._claimer.look
 
     @property
@@ -89,8 +104,39 @@ class Incarnation:
         """The fence deadline has passed and nobody knows yet whether the lease lives: tasks are frozen."""
         return self._session.is_at_risk
 
+    @property
+    def drain(self) -> Drain | None:
+        """There while this host is drained."""
+        return self._drained.get(self.identity.host_id)
+
+    def set_drained(self, drained: Mapping[str, Drain]) -> None:
+        """The drained hosts of the cluster. This one claims nothing while it is among them, and gives back what may
+        run again, at once, unless it is to be let finish; the others do not wait for those that claim nothing."""
+        self._drained = dict(drained)
+        drain = self.drain
+        gives_back = drain is not None and not drain.let_finish
+        if not self.is_stopping:
+            # What a claim under way still wins is given back, too.
+            self.runner.is_closing = gives_back
+            if gives_back:
+                self.runner.give_back_all(self._may_run_again)
+        self._tell_peers()
+        self._claimer.look()
+
+    def _set_nodes(self, nodes: Mapping[str, Node]) -> None:
+        self._nodes = dict(nodes)
+        self._around.on_nodes(self._nodes)
+        self._tell_peers()
+
+    def _tell_peers(self) -> None:
+        self._claimer.set_nodes(
+            {node.id: node.capacity for node in self._nodes.values() if node.host_id not in self._drained}
+        )
+
     def _may_claim(self) -> bool:
-        return not self.is_draining and self._around.spawner.is_up and not self._session.is_at_risk
+        return (
+            not self.is_stopping and self.drain is None and self._around.spawner.is_up and not self._session.is_at_risk
+        )
 
     async def live(self, stop: asyncio.Event, hurry: asyncio.Event) -> str | None:
         """Lives until `stop` (None) or until the lease is lost (why). `hurry` cuts an ordered stop short."""
@@ -100,12 +146,13 @@ class Incarnation:
             duties = [
                 group.create_task(self._own_keys.run(), name="own keys"),
                 group.create_task(self._sweeper.run(), name="sweeper"),
+                *(group.create_task(duty, name=name) for name, duty in self._around.extra_duties(self.identity)),
             ]
             claims = group.create_task(self._claimer.run(no_claims), name="claimer")
             lost = group.create_task(self._session.wait_lost(), name="session")
             stopping = group.create_task(stop.wait(), name="stop")
             await asyncio.wait([lost, stopping], return_when=asyncio.FIRST_COMPLETED)
-            self.is_draining = self.runner.is_closing = True
+            self.is_stopping = self.runner.is_closing = True
             no_claims.set()
             # Claims under way are answered first: what they win is given back too.
             await asyncio.wait([claims, lost], timeout=CLAIMS_END_MAX_S, return_when=asyncio.FIRST_COMPLETED)

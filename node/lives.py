@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from etcd.errors import StoreError
 from etcd.identity import Identity
+from node.core.model import Drain
 from node.datadir import DataDirError
 from node.incarnation import Incarnation, Surroundings
 from node.session import Session
@@ -38,8 +39,18 @@ class Lives:
         self.current: Incarnation | None = None
 
     async def begin(self) -> Identity:
-        """The first life's session. Raises StoreError when it cannot be had."""
-        return (await self._open()).identity
+        """The first life's session; tries until it can be had. Raises HostRefused."""
+        while True:
+            try:
+                return (await self._open()).identity
+            except StoreError as error:
+                log.warning("no lease yet, trying again: %s", error)
+                await asyncio.sleep(OPEN_RETRY_S)
+
+    def set_drained(self, drained: Mapping[str, Drain]) -> None:
+        """The drained hosts have changed."""
+        if self.current is not None:
+            self.current.set_drained(drained)
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         """Returns when the node has stopped in order: nothing of it runs, its lease is revoked."""

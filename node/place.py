@@ -1,4 +1,4 @@
-"""By which address the other nodes reach this one.
+"""Where this node is served, and by which address the others reach it.
 
 `--listen` says where to listen; what others dial is that host, unless it is a wildcard (then the address that this
 host uses towards its peers, or its first one that means something elsewhere) or `--advertise` says otherwise.
@@ -10,12 +10,50 @@ import contextlib
 import ipaddress
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import psutil
 
 from node.config_values import Listen
 
 LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Settled once, at the start: other nodes and certificates are told of it."""
+
+    #: With a real port; None: the unix socket alone.
+    listen: Listen | None
+    #: By which others reach this host: an address or a name.
+    host: str
+
+    @classmethod
+    def of(cls, listen: Listen | None, advertise: str | None, peers: Sequence[Listen]) -> Place:
+        """From the settings. A port that was left open is chosen now; whoever takes it before it is bound shows as
+        an address in use. Raises OSError where the host to listen on is none of this machine's."""
+        if listen is not None and listen.port == 0:
+            listen = replace(listen, port=_free_port(listen.host))
+        return cls(listen, advertised_host(listen, advertise, peers))
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT for other nodes; empty without a TCP port."""
+        return str(Listen(self.host, self.listen.port)) if self.listen is not None else ""
+
+    @property
+    def bind_hosts(self) -> tuple[str, ...]:
+        """Addresses on which etcd serves clients, loopback first; a wildcard stands alone."""
+        if self.listen is None:
+            return (LOOPBACK,)
+        if is_wildcard(self.listen.host):
+            return (self.listen.host,)
+        return tuple(dict.fromkeys((LOOPBACK, _address_of(self.listen.host))))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the node's certificate has to cover, besides the host's name and loopback."""
+        return tuple(dict.fromkeys((self.host, self.listen.host))) if self.listen is not None else ()
 
 
 def advertised_host(listen: Listen | None, advertise: str | None, peers: Sequence[Listen]) -> str:
@@ -65,3 +103,14 @@ def first_address() -> str | None:
 def _means_something_elsewhere(text: str) -> bool:
     address = ipaddress.ip_address(text)
     return not (address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast)
+
+
+def _address_of(host: str) -> str:
+    """etcd binds addresses only. Raises OSError for a name that nobody knows."""
+    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in _address_of(host) else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

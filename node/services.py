@@ -1,0 +1,79 @@
+"""The node's gRPC services, put together from their calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Container
+
+from node.admission import Admission
+from node.api import TaskCalls
+from node.api_drain import DrainCalls
+from node.api_join import JoinCalls
+from node.api_log import LogCall
+from node.api_nodes import Condition, NodeCalls, OwnView
+from node.api_trust import TrustCalls
+from node.api_watch import WatchCall
+from node.api_why import WhyCall
+from node.config import Settings
+from node.drains import Drains
+from node.engines import Engines
+from node.foothold import Foothold
+from node.log_forward import RemoteLogs
+from node.logs import LogStore
+from node.node_views import NodeViews
+from node.server import node_service, task_service
+from node.signer import Signer
+from node.tokens import Tokens
+from node.whereabouts import Whereabouts
+
+
+class Services:
+    """`tasks` and `nodes` are what `node.server.serving` takes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engines: Engines,
+        foothold: Foothold,
+        whereabouts: Whereabouts,
+        *,
+        host_id: str,
+        admission: Admission,
+        logs: LogStore,
+        drains: Drains,
+        removed: Container[str],
+        condition: Callable[[], Condition],
+        refusal: Callable[[], str | None],
+    ) -> None:
+        """removed: ids of hosts that were removed. condition: how this node is doing. refusal: why no submit is taken
+        now, or None."""
+        etcd, trust = engines.etcd, foothold.trust
+        self.signer = Signer(trust.pki_dir, engines.peers, whereabouts.of_signers)
+        calls = TaskCalls(engines.store, admission, retention_age_s=settings.retention_age_s, refusal=refusal)
+        remote = RemoteLogs(etcd, engines.peers.tasks)
+        own = OwnView(condition, drains, admission)
+        views = NodeViews(etcd, engines.peers, own)
+        tokens = Tokens(etcd)
+        join = JoinCalls(
+            etcd,
+            cluster_id=foothold.memory.cluster_id,
+            host_id=host_id,
+            ca_certificate=trust.ca_cert.read_bytes,
+            signer=self.signer,
+            tokens=tokens,
+            contacts=whereabouts.contacts,
+            clock=time.time,
+        )
+        trusting = TrustCalls(
+            tokens,
+            self.signer,
+            trust,
+            cluster_id=foothold.memory.cluster_id,
+            addresses=whereabouts.addresses,
+            may_have_authority=lambda host: whereabouts.may_have_authority(etcd, host),
+            is_removed=lambda host: host in removed,
+        )
+        self.tasks = task_service(calls, WatchCall(etcd), LogCall(etcd, calls, logs, host_id, remote))
+        self.nodes = node_service(
+            NodeCalls(own, views), DrainCalls(etcd, views), WhyCall(calls, engines.store, views), trusting, join
+        )
