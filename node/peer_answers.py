@@ -89,7 +89,11 @@ async def ask(
 
     A call that was sent and not answered (Silent) may have been done.
     """
-    handshake = await examine(address, papers, now=now)
+    try:
+        handshake = await examine(address, papers, now=now)
+    except ValueError as error:
+        # Remembered, or told by another node: one that cannot be read must not keep the others from being asked.
+        return Silent(str(error))
     match handshake.finding:
         case Finding.UNREACHABLE:
             return Silent(handshake.detail)

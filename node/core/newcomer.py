@@ -202,7 +202,9 @@ def refusal_of_names(newcomer: Newcomer) -> Refusal | None:
 def _refusal_of_address(newcomer: Newcomer, asked: Asked, nodes: Sequence[Node]) -> Refusal | None:
     address = newcomer.address
     host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    is_whole = colon and host and (is_bracketed or not set(host) & set(":[]/ "))
+    if not (is_whole and port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):
         return Refusal(
             Why.INVALID, "address", f"{address!r} is not HOST:PORT: start the newcomer with --listen HOST:PORT"
         )

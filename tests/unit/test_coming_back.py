@@ -81,6 +81,12 @@ async def test_what_others_know_is_found_by_remembered_and_by_named_nodes(cluste
         assert await member.find(OWN, DOWN, remembered=(OWN, peer)) == expected
 
 
+async def test_what_is_no_address_keeps_nobody_from_being_asked(cluster: Cluster, member: Member) -> None:
+    async with cluster.peer(contacts=NEW) as peer:
+        found = await member.find(remembered=("nonsense", "fe80::1:7400", peer))
+    assert found.etcd_endpoints == NEW.etcd_endpoints
+
+
 async def test_it_is_answered_without_etcd(cluster: Cluster, member: Member) -> None:
     etcd = FakeEtcd(cluster.store)
     etcd.is_cut = True

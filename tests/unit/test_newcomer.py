@@ -88,6 +88,8 @@ def test_clocks_may_differ_a_little(difference_s: float) -> None:
         (replace(NEWCOMER, host_names=("a",) * (HOST_NAMES_MAX + 1)), Why.INVALID, "host_names", "65 names"),
         (replace(NEWCOMER, address=""), Why.INVALID, "address", "--listen"),
         (replace(NEWCOMER, address="10.0.0.2"), Why.INVALID, "address", "--listen"),
+        (replace(NEWCOMER, address="2001:db8::1:7400"), Why.INVALID, "address", "--listen"),
+        (replace(NEWCOMER, address="a b:7400"), Why.INVALID, "address", "--listen"),
         (replace(NEWCOMER, address="10.0.0.2:0"), Why.INVALID, "address", "--listen"),
         (replace(NEWCOMER, address="10.0.0.2:65536"), Why.INVALID, "address", "--listen"),
         (replace(NEWCOMER, address="127.0.0.1:7400"), Why.ADDRESS_UNREACHABLE, "address", "--advertise"),
@@ -104,6 +106,12 @@ def test_whom_the_cluster_refuses(newcomer: Newcomer, why: Why, field: str, word
     assert refusal is not None
     assert (refusal.why, refusal.field) == (why, field)
     assert re.search(words, refusal.message), refusal.message
+
+
+@pytest.mark.parametrize("address", ["[2001:db8::1]:7400", "node-7.example:7400", "10.0.0.3:7401"])
+def test_addresses_that_will_do(address: str) -> None:
+    newcomer = replace(NEWCOMER, address=address)
+    assert refusal_of_newcomer(newcomer, ASKED, nodes=[node(PEER)], removed={}) is None
 
 
 def test_on_one_machine_loopback_will_do_and_a_wildcard_will_not() -> None:
