@@ -73,6 +73,13 @@ class Claimer:
         #: Owns the claims under way; None: nothing is claimed (yet, or any more).
         self._group: asyncio.TaskGroup | None = None
         self._next_look: asyncio.TimerHandle | None = None
+        #: Id of the task that free capacity is held for, as the newest plan has it; None: none.
+        self.held_for: str | None = None
+
+    @property
+    def under_way(self) -> int:
+        """Claims sent and not answered."""
+        return self._under_way + len(self._ahead_under_way)
 
     def set_nodes(self, nodes: Mapping[str, Capacity]) -> None:
         """The live nodes, as the sweeper sees them."""
@@ -127,6 +134,7 @@ class Claimer:
         """
         while self._group is not None:
             plan = self._plan()
+            self.held_for = plan.held_for
             if not (plan.claim or plan.ahead):
                 self._set_next_look(plan.look_again_at)
                 return
