@@ -38,9 +38,10 @@ ALLOWED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pilfer": (("pilfer",), ("grpc", "google", "grpc_status")),
 }
 
-#: Adapters that reach outside are made in the composition root alone; all else is handed what it needs. Where another
+#: Adapters that reach outside are made in the composition root alone (ASSEMBLY); all else is handed what it needs. Where another
 #: module may name one as well, the reason stands beside it.
-WIRED_IN_APP: dict[str, set[str]] = {
+ASSEMBLY = {"node.app", "node.assembly", "node.engines"}
+WIRED_IN_ASSEMBLY: dict[str, set[str]] = {
     "etcd.client": set(),
     "etcd.server": set(),
     "etcd.binary": set(),
@@ -88,20 +89,20 @@ def test_core_is_pure() -> None:
             assert name not in text, f"{path.name} uses {name}"
 
 
-def test_adapters_are_wired_in_app_alone() -> None:
+def test_adapters_are_wired_in_the_assembly_alone() -> None:
     found = [
         str(item)
         for path in python_files("node")
         for item in imports(path)
-        if item.module in WIRED_IN_APP
+        if item.module in WIRED_IN_ASSEMBLY
         and not item.for_types_only
-        and module_name(path) not in {"node.app", *WIRED_IN_APP[item.module]}
+        and module_name(path) not in ASSEMBLY | WIRED_IN_ASSEMBLY[item.module]
     ]
     assert found == []
 
 
 def test_adapters_that_are_named_here_exist() -> None:
-    for module, users in WIRED_IN_APP.items():
+    for module, users in WIRED_IN_ASSEMBLY.items():
         assert ROOT.joinpath(*module.split(".")).with_suffix(".py").exists(), module
         for user in users:
             path = ROOT.joinpath(*user.split(".")).with_suffix(".py")
