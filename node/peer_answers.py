@@ -18,7 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status.rpc_status import GRPC_DETAILS_METADATA_KEY
 
 from node.core.newcomer import ERROR_DOMAIN, Why
-from node.handshake import Finding, Papers, examine
+from node.handshake import Finding, Handshake, Papers, examine
 from node.peer_channels import PeerChannels
 from pilfer.v1 import nodes_pb2_grpc
 from pilfer.version import VERSION
@@ -94,11 +94,13 @@ async def ask(
     except ValueError as error:
         # Remembered, or told by another node: one that cannot be read must not keep the others from being asked.
         return Silent(str(error))
+    if handshake.finding is Finding.FITS:
+        return await _call(address, papers, call)
+    return _without_a_call(address, handshake)
+
+
+def _without_a_call(address: str, handshake: Handshake) -> Refused | Silent:
     match handshake.finding:
-        case Finding.UNREACHABLE:
-            return Silent(handshake.detail)
-        case Finding.REFUSED:
-            return Silent(handshake.detail, is_after_our_certificate=True)
         case Finding.NOT_A_NODE:
             return Refused(Why.NOT_A_NODE, f"what answers at {address} is no node of a cluster: {handshake.detail}")
         case Finding.OTHER_AUTHORITY:
@@ -107,8 +109,8 @@ async def ask(
             return Refused(
                 Why.CLOCK, f"the clock here is wrong, or the certificate of {address} is too old: {handshake.detail}"
             )
-        case Finding.FITS:
-            return await _call(address, papers, call)
+        case _:
+            return Silent(handshake.detail, is_after_our_certificate=handshake.finding is Finding.REFUSED)
 
 
 async def _call(
