@@ -88,17 +88,10 @@ class Assembly:
 
     async def run(self, stack: contextlib.AsyncExitStack, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         """Until `stop`; `hurry` cuts the stop short. Prints one line on stdout when the node serves."""
-        engines = await start_engines(
-            stack,
-            self._settings,
-            self._place,
-            self._data,
-            self._foothold,
-            get_authority=self._get_authority,
-            on_voters=self._remember_voters,
+        engines = await self._start_engines(stack)
+        whereabouts = self._whereabouts = Whereabouts(
+            self._foothold.memory, self._place, self._data.host_id, engines.membership
         )
-        whereabouts = Whereabouts(self._foothold.memory, self._place, self._data.host_id, engines.membership)
-        self._whereabouts = whereabouts
         if self._foothold.is_founding:
             await self._found(engines)
         logs = LogStore(self._data.logs)
@@ -130,13 +123,16 @@ class Assembly:
             asyncio.TaskGroup() as group,
         ):
             background = [
-                group.create_task(engines.membership.run(engines.etcd), name="membership"),
-                group.create_task(engines.spawner.run(), name="spawner"),
-                group.create_task(engines.peers.run(), name="channels"),
-                group.create_task(duties.run(), name="store duties"),
-                group.create_task(drains.run(), name="drains"),
-                group.create_task(removals.run(), name="removals"),
-                group.create_task(keep_certificates(self._foothold.trust, services.signer), name="certificates"),
+                group.create_task(running, name=name)
+                for name, running in (
+                    ("membership", engines.membership.run(engines.etcd)),
+                    ("spawner", engines.spawner.run()),
+                    ("channels", engines.peers.run()),
+                    ("store duties", duties.run()),
+                    ("drains", drains.run()),
+                    ("removals", removals.run()),
+                    ("certificates", keep_certificates(self._foothold.trust, services.signer)),
+                )
             ]
             try:
                 cluster = await self._come_back(engines)
@@ -148,6 +144,17 @@ class Assembly:
             finally:
                 for task in background:
                     task.cancel()
+
+    async def _start_engines(self, stack: contextlib.AsyncExitStack) -> Engines:
+        return await start_engines(
+            stack,
+            self._settings,
+            self._place,
+            self._data,
+            self._foothold,
+            get_authority=self._get_authority,
+            on_voters=self._remember_voters,
+        )
 
     async def _live(
         self, engines: Engines, around: Surroundings, drains: Drains, stop: asyncio.Event, hurry: asyncio.Event
@@ -358,10 +365,11 @@ class Assembly:
             state=state,
             role=role,
             load=life.ledger.load,
-            running=len(life.runner.runs),
+            running=life.running,
             reserved_cpu=reserved.milli_cpu / 1000,
             reserved_memory_bytes=reserved.memory_bytes,
             etcd_version=etcd_version,
+            held_for=life.held_for or "",
         )
 
     def _listen(self) -> Listen | None:
@@ -372,7 +380,7 @@ class Assembly:
     def _announce(self, identity: Identity, capacity: Capacity) -> None:
         """The one line on stdout: whoever started the node may go on."""
         where = f"unix:{self._data.socket}" + (f" and {self._place.address}" if self._place.address else "")
-        print(f"node {self._name} ({identity.node_id}) serves on {where}", flush=True)  # noqa: T201
+        print(f"node {self._name} ({identity.node_id}) serves on {where}", flush=True)  # noqa: T201  (for whoever started it)
         log.info(
             "node=%s host=%s capacity: %g CPUs, %d bytes",
             identity.node_id,

@@ -38,16 +38,17 @@ ALLOWED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pilfer": (("pilfer",), ("grpc", "google", "grpc_status")),
 }
 
-#: Adapters that reach outside are made in the composition root alone (ASSEMBLY); all else is handed what it needs. Where another
-#: module may name one as well, the reason stands beside it.
+#: The composition root.
 ASSEMBLY = {"node.app", "node.assembly", "node.engines"}
+#: Adapters that reach outside are made there alone; all else is handed what it needs. Where another module may name
+#: one as well, the reason stands beside it.
 WIRED_IN_ASSEMBLY: dict[str, set[str]] = {
     "etcd.client": set(),
     "etcd.server": set(),
     "etcd.binary": set(),
     "isolation.client": {
         "node.supervised_spawner",  # an adapter itself: starts the spawner again when it dies
-        "node.runner",  # the type of the sandbox that it holds
+        "node.run",  # the type of the sandbox that it holds
     },
 }
 
