@@ -51,6 +51,12 @@ TABLE: dict[tuple[Status | None, Cause], frozenset[Status]] = {
 }
 
 
+#: So often in a row a host may fail to set a task up for want of something (memory, pids, disk), and the task is given
+#: back for nothing. From then on each time uses up an attempt: what the host lacks is what the task asks for.
+FREE_SETUP_TROUBLES = 5
+#: Steps whose failure never says anything about the task.
+STEPS_OF_THE_NODE = frozenset({"fence", "closing", "logs"})
+
 #: How a command that ran may have ended. A run that the fence killed, or that was lost, has not ended: it is given
 #: back or requeued, and never recorded as complete.
 ENDED_REASONS = frozenset({Reason.EXITED, Reason.SIGNALED, Reason.TIMED_OUT, Reason.OUT_OF_MEMORY})
@@ -134,17 +140,47 @@ def finish(task: Task, outcome: Outcome, *, started_at: float | None, now: float
 def give_back(task: Task, outcome: Outcome, *, started_at: float | None, now: float) -> Task:
     """Its node does not go on with it: queued again, unless it must not be.
 
-    A claim that never started (started_at is None) uses up no attempt and may always run again.
+    A claim that never started (started_at is None) uses up no attempt and may always run again, unless this host could
+    not set it up for the FREE_SETUP_TROUBLES times before, too.
     """
-    if started_at is None and task.status is Status.RUNNING:
-        task = replace(task, attempts_used=task.attempts_used - 1)
-    return _again(task, Cause.GIVE_BACK, outcome, started_at, now, started=started_at is not None)
+    if started_at is not None or task.status is not Status.RUNNING:
+        return _again(task, Cause.GIVE_BACK, outcome, started_at, now, may_run=may_run_again(task, started=True))
+    if _is_setup_trouble(outcome) and _setup_troubles_in_a_row(task) >= FREE_SETUP_TROUBLES:
+        failed = replace(outcome, reason=Reason.SETUP_FAILED)
+        may_run = task.attempts_used < task.spec.max_attempts
+        return _again(task, Cause.GIVE_BACK, outcome if may_run else failed, None, now, may_run=may_run)
+    task = replace(task, attempts_used=task.attempts_used - 1)
+    return _again(task, Cause.GIVE_BACK, outcome, None, now, may_run=True)
+
+
+def _is_setup_trouble(outcome: Outcome | None) -> bool:
+    """The start failed for want of something that there may be later."""
+    if outcome is None or outcome.reason is not Reason.GIVEN_BACK:
+        return False
+    return bool(outcome.step) and outcome.step not in STEPS_OF_THE_NODE
+
+
+def _setup_troubles_in_a_row(task: Task) -> int:
+    """How many attempts just before the newest failed so, on the host of the newest."""
+    count = 0
+    for attempt in reversed(task.attempts[:-1]):
+        if attempt.host_id != task.attempts[-1].host_id or not _is_setup_trouble(attempt.outcome):
+            break
+        count += 1
+    return count
 
 
 def requeue(task: Task, *, now: float) -> Task:
     """Its node is gone; whether the attempt had started is not known, so it counts."""
     detail = f"node {task.owner} is gone"
-    return _again(task, Cause.REQUEUE, Outcome(Reason.NODE_LOST, detail=detail), None, now, started=True)
+    return _again(
+        task,
+        Cause.REQUEUE,
+        Outcome(Reason.NODE_LOST, detail=detail),
+        None,
+        now,
+        may_run=may_run_again(task, started=True),
+    )
 
 
 def cancel(task: Task, *, now: float, outcome: Outcome | None = None, started_at: float | None = None) -> Task:
@@ -175,19 +211,19 @@ def may_run_again(task: Task, *, started: bool) -> bool:
     return task.spec.restart_on_node_loss and task.attempts_used < task.spec.max_attempts
 
 
-def _again(task: Task, cause: Cause, outcome: Outcome, started_at: float | None, now: float, *, started: bool) -> Task:
+def _again(task: Task, cause: Cause, outcome: Outcome, started_at: float | None, now: float, *, may_run: bool) -> Task:
     if task.cancel_requested:
         _check(task, cause, Status.CANCELED)
         canceled = replace(outcome, reason=Reason.CANCELED)
         return _end(_close(task, outcome, started_at, now), Status.CANCELED, canceled, now)
-    if may_run_again(task, started=started):
+    if may_run:
         _check(task, cause, Status.QUEUED)
         return replace(_close(task, outcome, started_at, now), status=Status.QUEUED)
     _check(task, cause, Status.FAILED)
     why = (
-        "and it must not be restarted"
-        if not task.spec.restart_on_node_loss
-        else f"and its {task.spec.max_attempts} attempts are used up"
+        f"and its {task.spec.max_attempts} attempts are used up"
+        if task.attempts_used >= task.spec.max_attempts
+        else "and it must not be restarted"
     )
     final = replace(outcome, detail=f"{outcome.detail} {why}".strip())
     return _end(_close(task, outcome, started_at, now), Status.FAILED, final, now)

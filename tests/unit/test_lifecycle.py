@@ -117,6 +117,60 @@ def test_given_back_before_it_started_uses_no_attempt_and_always_runs_again() ->
         assert task.attempt == number
 
 
+NO_MEMORY = Outcome(Reason.GIVEN_BACK, step="clone", errno=12, detail="clone: Cannot allocate memory")
+NO_LOG_FILE = Outcome(Reason.GIVEN_BACK, step="logs", errno=28, detail="cannot open log files")
+
+
+def given_back(task: Task, *outcomes: Outcome, host_id: str = "h1") -> Task:
+    """Given back so one after the other, and claimed on that host in between."""
+    for outcome in outcomes:
+        if task.status is Status.QUEUED:
+            task = lifecycle.claim(task, node_id="n1", host_id=host_id, now=4.0)
+        task = lifecycle.give_back(task, outcome, started_at=None, now=5.0)
+    return task
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_task_that_a_host_can_never_set_up_ends(restart: bool) -> None:
+    """Nothing starts, so it may be tried again even if it must not be restarted; but not for ever."""
+    free = lifecycle.FREE_SETUP_TROUBLES
+    task = given_back(running(restart_on_node_loss=restart, max_attempts=3), *[NO_MEMORY] * free)
+    assert (task.status, task.attempts_used) == (Status.QUEUED, 0)
+    for used in (1, 2):
+        task = given_back(task, NO_MEMORY)
+        assert (task.status, task.attempts_used) == (Status.QUEUED, used)
+    task = given_back(task, NO_MEMORY)
+    assert (task.status, task.attempts_used) == (Status.FAILED, 3)
+    assert task.outcome is not None
+    assert (task.outcome.reason, task.outcome.step, task.outcome.errno) == (Reason.SETUP_FAILED, "clone", 12)
+    assert "3 attempts are used up" in task.outcome.detail
+
+
+@pytest.mark.parametrize(
+    "other",
+    [GIVEN_BACK, NO_LOG_FILE, replace(NO_MEMORY, step="fence"), replace(NO_MEMORY, step="closing")],
+    ids=["stopped in order", "logs", "fence", "closing"],
+)
+def test_what_the_node_lacks_uses_no_attempt_and_begins_the_count_anew(other: Outcome) -> None:
+    free = lifecycle.FREE_SETUP_TROUBLES
+    task = given_back(running(), *[other] * 3 * free, *[NO_MEMORY] * free, other, *[NO_MEMORY] * free)
+    assert (task.status, task.attempts_used) == (Status.QUEUED, 0)
+
+
+def test_troubles_of_another_host_do_not_count_here() -> None:
+    free = lifecycle.FREE_SETUP_TROUBLES
+    task = given_back(running(), *[NO_MEMORY] * free)
+    task = given_back(task, *[NO_MEMORY] * free, host_id="h2")
+    assert (task.status, task.attempts_used) == (Status.QUEUED, 0)
+    assert given_back(task, NO_MEMORY, host_id="h2").attempts_used == 1
+
+
+def test_a_cancel_outranks_the_trouble() -> None:
+    task = given_back(running(max_attempts=1), *[NO_MEMORY] * lifecycle.FREE_SETUP_TROUBLES)
+    claimed = lifecycle.request_cancel(lifecycle.claim(task, node_id="n1", host_id="h1", now=4.0))
+    assert lifecycle.give_back(claimed, NO_MEMORY, started_at=None, now=5.0).status is Status.CANCELED
+
+
 @pytest.mark.parametrize(
     ("spec", "cause", "status", "words"),
     [
