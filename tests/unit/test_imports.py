@@ -48,6 +48,7 @@ WIRED_IN_ASSEMBLY: dict[str, set[str]] = {
     "etcd.binary": set(),
     "isolation.client": {
         "node.supervised_spawner",  # an adapter itself: starts the spawner again when it dies
+        "node.runner",  # the type of what it launches
         "node.run",  # the type of the sandbox that it holds
     },
 }
