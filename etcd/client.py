@@ -245,7 +245,7 @@ class EtcdClient:
     async def _read(self, call: Callable[[Endpoint, float], Awaitable[_Answer]], timeout_s: float) -> _Answer:
         """Tries each member at most once, within the deadline."""
         deadline = time.monotonic() + timeout_s
-        for attempts_left in reversed(range(len(self._endpoints))):
+        for attempts_left in reversed(range(max(1, len(self._endpoints)))):
             if self._endpoints.is_closed:
                 break
             endpoint = self._endpoints.current()

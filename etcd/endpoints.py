@@ -49,6 +49,9 @@ RETURN_PROBE_S = 2.0
 #: The connection to an address that vanished is closed after this. Streams on it resume elsewhere.
 CLOSE_AFTER_S = 60.0
 
+#: A channel keeps the certificate that it was made with. One that fails and is older than this is made anew.
+CHANNEL_LIFE_S = 3600.0
+
 #: The addresses now, the preferred one first. Asked on the client's loop; another thread may change what it answers.
 AddressSource = Callable[[], Sequence[str]]
 
@@ -74,6 +77,7 @@ class Endpoint:
 
     def __init__(self, address: str, tls: ClientTls | None) -> None:
         self.address = address
+        self.made_at = time.monotonic()
         if tls is None:
             self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         else:
@@ -132,6 +136,8 @@ class Endpoints:
         """Goes on to the next member. With `failed`, only if that one is still current: of a hundred calls that fail
         together the first one rotates."""
         addresses = self._known()
+        if failed is not None:
+            self._renew(failed)
         if addresses and (failed is None or self._current == failed.address):
             if self._current == addresses[0]:
                 self._away_since = time.monotonic()
@@ -148,6 +154,13 @@ class Endpoints:
         made, self._made = self._made, {}
         for endpoint in made.values():
             await endpoint.channel.close()
+
+    def _renew(self, failed: Endpoint) -> None:
+        """Its certificate may have run out while the connection stood; the file has a newer one by then."""
+        is_old = time.monotonic() - failed.made_at >= CHANNEL_LIFE_S
+        if is_old and self._made.get(failed.address) is failed and not self.is_closed:
+            del self._made[failed.address]
+            self._start(self._close(failed))
 
     # Which
 

@@ -52,6 +52,10 @@ class LogMissing(Exception):  # noqa: N818  (named like the other answers)
         self.host = host
 
 
+class _Silent(Exception):  # noqa: N818
+    """The other node took the call and says nothing."""
+
+
 @dataclass(slots=True)
 class Wanted:
     """One attempt's log, as far as it was read."""
@@ -112,11 +116,13 @@ class RemoteLogs:
             if host is not None and host.node is not None and trouble is None:
                 call = self._call(host.node.address, wanted)
                 try:
-                    async for response in call:
+                    async for response in self._responses(call, wanted):
                         silent_since, is_told, pause_s = None, False, RETRY_MIN_S
                         if response.data:
                             wanted.offsets[response.stream] = response.offset + len(response.data)
                         yield response
+                except _Silent:
+                    trouble = f"whose node at {host.node.address} does not answer"
                 except grpc.aio.AioRpcError as error:
                     if error.code() not in _BREAKS:
                         raise ApiError(error.code(), error.details() or "") from error
@@ -130,15 +136,31 @@ class RemoteLogs:
             if host is not None and trouble is not None:
                 missing = LogMissing(wanted.number, host, trouble)
                 is_waited = now - silent_since >= self._patience_s
-                if not wanted.request.follow and (host.node is None or is_waited):
-                    raise missing
-                if is_waited and wanted.is_over():
+                if _is_given_up(wanted, host, is_waited=is_waited):
                     raise missing
                 if is_waited and not is_told:
                     is_told = True
                     yield tasks_pb2.LogResponse(attempt=wanted.number, notice=f"{missing}: waiting for it")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RETRY_MAX_S)
+
+    async def _responses(self, call: Any, wanted: Wanted) -> AsyncGenerator[tasks_pb2.LogResponse, None]:
+        """As they come. Raises _Silent when none comes for `patience_s` though nothing more is to be waited for: a
+        node that is frozen takes a connection and never answers."""
+        while True:
+            reading = asyncio.ensure_future(call.read())
+            try:
+                while not reading.done():
+                    is_due = wanted.is_over() or not wanted.request.follow
+                    await asyncio.wait({reading}, timeout=self._patience_s)
+                    if is_due and not reading.done():
+                        raise _Silent
+            finally:
+                reading.cancel()
+            response = reading.result()
+            if response is grpc.aio.EOF:
+                return
+            yield response
 
     async def _look_up(self, host_id: str) -> tuple[LogHost | None, str | None]:
         """The host and why it cannot be asked; no host while the store does not tell."""
@@ -151,3 +173,10 @@ class RemoteLogs:
     def _call(self, address: str, wanted: Wanted) -> Any:
         metadata = forwarding(wanted.caller.role, wanted.caller.name)
         return self._tasks_of(address).Log(wanted.next_request(), timeout=wanted.time_left(), metadata=metadata)
+
+
+def _is_given_up(wanted: Wanted, host: LogHost, *, is_waited: bool) -> bool:
+    """Whether a log that nobody gives is an error now: the table above."""
+    if wanted.request.follow:
+        return is_waited and wanted.is_over()
+    return is_waited or host.node is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -305,6 +306,19 @@ async def test_a_node_that_does_not_answer_is_waited_for_and_the_follower_told_o
     error = await Reader(two.a, tasks_pb2.LogRequest(id=task.id)).refused()
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert "does not answer" in (error.details() or "")
+
+
+async def test_a_frozen_node_takes_the_call_and_says_nothing(two: Two) -> None:
+    """The kernel completes connections of a process that is stopped."""
+    task = await two.ended(await two.running(two.b))
+    with socket.socket() as frozen:
+        frozen.bind(("127.0.0.1", 0))
+        frozen.listen()
+        await come(two.b.etcd, replace(two.b.node, address=f"127.0.0.1:{frozen.getsockname()[1]}"))
+        for follow in (False, True):
+            error = await Reader(two.a, tasks_pb2.LogRequest(id=task.id, follow=follow)).refused()
+            assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+            assert "does not answer" in (error.details() or "")
 
 
 async def test_a_reader_that_goes_away_ends_the_call_behind_it(two: Two) -> None:
