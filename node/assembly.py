@@ -370,6 +370,7 @@ class Assembly:
             reserved_memory_bytes=reserved.memory_bytes,
             etcd_version=etcd_version,
             held_for=life.held_for or "",
+            pause=life.pause,
         )
 
     def _listen(self) -> Listen | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +104,30 @@ class Incarnation:
     def is_at_risk(self) -> bool:
         """The fence deadline has passed and nobody knows yet whether the lease lives: tasks are frozen."""
         return self._session.is_at_risk
+
+    @property
+    def running(self) -> int:
+        """Tasks that are this node's, or may be: claims that were not answered yet are among them."""
+        return len(self.runner.runs) + self._claimer.under_way
+
+    @property
+    def pause(self) -> str:
+        """Why it claims nothing for a moment, in words; empty: it does, or its state says why not."""
+        if not self._around.spawner.is_up:
+            return "its spawner is being started again"
+        if time.monotonic() < self.runner.paused_until:
+            return "it could not start a task for want of something on the host, and tries again soon"
+        return ""
+
+    @property
+    def held_for(self) -> str | None:
+        """Id of the task that waits for room here while free capacity is held for it."""
+        return self._claimer.held_for
+
+    @property
+    def held_for(self) -> str:
+        """Id of the task that free capacity is held for; empty: none."""
+        return self._claimer.held_for or ""
 
     @property
     def drain(self) -> Drain | None:
