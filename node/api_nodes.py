@@ -37,6 +37,8 @@ class Condition:
     etcd_version: str
     #: Id of the task that free capacity is held for; empty: none.
     held_for: str = ""
+    #: Why it claims nothing at this moment although it is ready, in words; empty: it does.
+    pause: str = ""
 
 
 class OwnView:
@@ -67,6 +69,7 @@ class OwnView:
             etcd_version=own.etcd_version,
             allowed=self._allowed,
             held_for=own.held_for,
+            pause=own.pause,
         )
         view.now.FromNanoseconds(time.time_ns())
         return view

@@ -64,6 +64,7 @@ def _facts(view: nodes_pb2.NodeView, needs: dict[str, Requirements]) -> NodeFact
         node_id=node.id,
         name=node.name,
         state=view.state,
+        pause=view.pause,
         capacity=Capacity(node.capacity.cpu, node.capacity.memory_bytes),
         reserved=Reservation(round(view.reserved.cpu * _MILLI), view.reserved.memory_bytes)
         if view.HasField("reserved")

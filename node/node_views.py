@@ -204,6 +204,8 @@ class NodeViews:
                 look.view.warnings.append("etcd has no quorum: this list is what one of its members last saw")
             if look.view.state == UNREACHABLE and not look.view.node.address:
                 look.view.warnings.append("it serves its unix socket alone: start it with --listen")
+            if look.view.pause:
+                look.view.warnings.append(f"claims nothing at this moment: {look.view.pause}")
             look.view.warnings.extend(found[look.view.node.id])
 
 

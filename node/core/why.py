@@ -69,6 +69,8 @@ class NodeFacts:
     #: None: it did not answer.
     allowed: Allowed | None
     held: Held | None = None
+    #: Why it claims nothing although it is ready, in words.
+    pause: str = ""
 
 
 class Kind(Enum):
@@ -135,6 +137,8 @@ def _of_node(task: Task, node: NodeFacts) -> OfNode:
     for_now = []
     if node.state != "ready":
         for_now.append(Obstacle(Kind.NOT_CLAIMING, _not_claiming(node.state)))
+    elif node.pause:
+        for_now.append(Obstacle(Kind.NOT_CLAIMING, node.pause))
     if not for_good and node.reserved is not None:
         for_now += _no_room(task, node, node.reserved)
     return OfNode(node.node_id, node.name, node.state, (*for_good, *for_now))
@@ -213,6 +217,8 @@ def _waiting(fitting: Sequence[OfNode]) -> str:
         states = [f"{of.name} is {of.state.replace('_', ' ')}" for of in fitting[:_NAMED_MAX]]
         return f"waits: no node that could hold it claims now ({', '.join(states)})"
     names = _names([of.name for of in ready])
+    if all(obstacle.kind is Kind.NOT_CLAIMING for of in ready for obstacle in of.obstacles):
+        return f"waits a moment: on {ready[0].name}, {ready[0].obstacles[0].words}"
     if all(obstacle.kind is Kind.HELD for of in ready for obstacle in of.obstacles):
         return f"waits behind an older task that needs more, for which {names} saves up room"
     return f"waits for room: {names} could hold it, once what runs there leaves enough"

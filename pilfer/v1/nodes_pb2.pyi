@@ -16,7 +16,7 @@ class ListNodesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeView(_message.Message):
-    __slots__ = ("node", "state", "role", "load", "running", "reserved", "now", "etcd_version", "last_seen", "warnings", "allowed", "held_for")
+    __slots__ = ("node", "state", "role", "load", "running", "reserved", "now", "etcd_version", "last_seen", "warnings", "allowed", "held_for", "pause")
     NODE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class NodeView(_message.Message):
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ALLOWED_FIELD_NUMBER: _ClassVar[int]
     HELD_FOR_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
     node: _records_pb2.Node
     state: str
     role: str
@@ -41,7 +42,8 @@ class NodeView(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     allowed: Allowed
     held_for: str
-    def __init__(self, node: _Optional[_Union[_records_pb2.Node, _Mapping]] = ..., state: _Optional[str] = ..., role: _Optional[str] = ..., load: _Optional[float] = ..., running: _Optional[int] = ..., reserved: _Optional[_Union[_records_pb2.Capacity, _Mapping]] = ..., now: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etcd_version: _Optional[str] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., allowed: _Optional[_Union[Allowed, _Mapping]] = ..., held_for: _Optional[str] = ...) -> None: ...
+    pause: str
+    def __init__(self, node: _Optional[_Union[_records_pb2.Node, _Mapping]] = ..., state: _Optional[str] = ..., role: _Optional[str] = ..., load: _Optional[float] = ..., running: _Optional[int] = ..., reserved: _Optional[_Union[_records_pb2.Capacity, _Mapping]] = ..., now: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etcd_version: _Optional[str] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., allowed: _Optional[_Union[Allowed, _Mapping]] = ..., held_for: _Optional[str] = ..., pause: _Optional[str] = ...) -> None: ...
 
 class Allowed(_message.Message):
     __slots__ = ("mount_prefixes", "shares", "host_network")

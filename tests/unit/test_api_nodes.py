@@ -23,7 +23,7 @@ from tests.support.api_node import GIB, ApiNode, api_nodes, come, go, host_of, n
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, FakeEtcd, Fault
 from tests.support.fake_membership import MEMBER_ID
 from tests.support.fake_store import FakeStore
-from tests.support.tasks import TIMEOUT_S, new_task, queued
+from tests.support.tasks import TIMEOUT_S, new_task, queued, task_id
 
 N1, N2, N3 = node_record(1), node_record(2), node_record(3)
 
@@ -186,6 +186,18 @@ async def test_a_voter_that_is_gone_and_an_even_number_are_warned_of() -> None:
         assert [*views["n1"].warnings] == [
             "etcd has 2 voters: an even number adds risk and no safety",
             "n2 has a vote in etcd and is gone: one more loss weighs more until it is back",
+        ]
+
+
+async def test_a_pause_is_told() -> None:
+    async with api_nodes(FakeStore(), N1, N2) as (n1, n2):
+        n2.condition = replace(n2.condition, pause="its spawner is being started again")
+        views = await listed(n1)
+        assert [*views["n2"].warnings] == ["claims nothing at this moment: its spawner is being started again"]
+        seen = await queued(n1.store, TaskSpec("true"))
+        assert [[*of.reasons] for of in (await why(n1, seen.task.id)).nodes] == [
+            [],
+            ["its spawner is being started again"],
         ]
 
 
@@ -417,15 +429,18 @@ async def test_why_tells_what_each_node_says_of_itself() -> None:
     store = FakeStore()
     allowing = Admission(("/data",), (("/shared", True),), allow_host_network=True)
     async with api_nodes(store, N1, N2, N3, admission=allowing) as (n1, n2, n3):
-        big = await queued(n1.store, TaskSpec("true", requirements=Requirements(cpu=4)))
-        small = await queued(n1.store, TaskSpec("true"))
+        # Ids of one millisecond are in no order.
+        older, younger = sorted((task_id(), task_id()))
+        big = new_task(TaskSpec("true", requirements=Requirements(cpu=4)), id=older)
+        for task in (big, new_task(id=younger)):
+            await n1.store.submit(task, timeout_s=TIMEOUT_S)
         n1.condition = replace(n1.condition, reserved_cpu=3.5)
-        n2.condition = replace(n2.condition, reserved_cpu=1.0, held_for=big.task.id)
+        n2.condition = replace(n2.condition, reserved_cpu=1.0, held_for=older)
         await n3.server.stop(None)
-        answer = await why(n1, small.task.id)
+        answer = await why(n1, younger)
         assert {of.name: [*of.reasons] for of in answer.nodes} == {
             "n1": ["has no room now: needs 1 CPU, 0.5 CPUs free"],
-            "n2": [f"holds what is free for an older task that needs more: {big.task.id}"],
+            "n2": [f"holds what is free for an older task that needs more: {older}"],
             "n3": ["does not answer; its lease has not run out yet"],
         }
         view = await n2.stub.Describe(nodes_pb2.DescribeRequest(), timeout=TIMEOUT_S)

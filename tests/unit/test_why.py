@@ -114,6 +114,17 @@ def test_a_node_that_does_not_claim(state: str, reason: str) -> None:
     assert why.summary == f"waits: no node that could hold it claims now (a is {state.replace('_', ' ')})"
 
 
+def test_a_node_that_pauses() -> None:
+    paused = replace(A, pause="its spawner is being started again")
+    why = explain(task(), [paused])
+    assert words(one(why)) == ["its spawner is being started again"]
+    assert why.summary == "waits a moment: on a, its spawner is being started again"
+    assert explain(task(), [paused, busy(B, 8.0)]).summary.startswith("waits for room: a, b")
+    assert words(one(explain(task(), [replace(paused, state="drained")]))) == [
+        "is drained: it claims nothing until node drain --undo"
+    ]
+
+
 def test_a_node_that_does_not_answer_says_nothing_of_its_room() -> None:
     silent = replace(A, state="unreachable", reserved=None, allowed=None)
     why = explain(task(cpu=3), [silent, busy(B, 7.0)])
