@@ -99,5 +99,6 @@ def test_a_drained_node_gives_back_and_claims_nothing_until_it_is_undone(lab: La
     assert drained.name not in lab.places_of(more).values()
     assert other.cli("drain", drained.name, "--undo").returncode == 0
     wait_until_sync(lambda: [view.state for view in lab.views()].count("ready") == len(lab.nodes), what="undone")
+    lab.clear()
     filled = lab.spread(1)
     assert len(filled[drained.name]) == 1
