@@ -18,7 +18,7 @@ import pytest_asyncio
 from etcd.client import EtcdClient
 from etcd.endpoints import ClientTls
 from etcd.errors import MembershipRefused, OutcomeUnknown, StoreError, StoreUnavailable
-from etcd.port import Member, Put, Range, Txn
+from etcd.port import KeyRange, Member, Put, Range, Txn
 from etcd.server import EtcdNotReady, EtcdServer, ServerEvent, ServerEventKind, plan_ports
 from etcd.server_flags import EtcdConfig, peer_url
 from tests.support.certificates import MEMBER_NAME, make_several
@@ -123,6 +123,21 @@ async def test_a_learner_answers_is_promoted_is_ready_and_comes_back_without_any
             await pings.ping()
             assert (await pings.answer()).ttl_s > 0
     assert ServerEventKind.DIED not in nodes.kinds("b")
+
+
+async def test_a_client_that_comes_to_a_learner_goes_on_to_a_voter(nodes: Nodes) -> None:
+    founder = await nodes.start(nodes.config("a"))
+    await founder.wait_ready(READY_S)
+    learner, _ = await nodes.join("b", founder)
+    await learner.wait_answering(READY_S)
+    both = (learner.client_address, founder.client_address)
+    async with EtcdClient(both, nodes.tls) as reader, EtcdClient(both, nodes.tls) as writer:
+        assert (await reader.range(Range(b"/a"))).count == 0
+        with pytest.raises(StoreUnavailable):  # a write is sent once; that it was refused is certain
+            await writer.txn(Txn((), (Put(b"/a"),)))
+        await writer.txn(Txn((), (Put(b"/a"),)))
+    async with EtcdClient(both, nodes.tls) as watcher, watcher.watch([KeyRange(b"/", b"0")], start_revision=2) as seen:
+        assert [event.kv.key for event in (await anext(seen)).events] == [b"/a"]
 
 
 async def test_without_a_quorum_it_waits(nodes: Nodes) -> None:
