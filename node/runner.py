@@ -95,13 +95,15 @@ class Runner:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Owns the runs until `stop` is set and the last one has ended; cancelled, it drops them all."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                self._group = group
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
                 await stop.wait()
                 await self._idle.wait()
-        finally:
-            self._set_wait_timer(None)
+            finally:
+                # Cancelled runs end and make room: nothing may start in it.
+                self._waiting.clear()
+                self._set_wait_timer(None)
 
     def adopt(self, claim: Claim) -> Run:
         """Takes over a won claim and starts it, as soon as there is room where none is booked for it. The same claim
@@ -265,7 +267,8 @@ class Runner:
         if run.phase is Phase.HELD:
             self._unstarted -= 1
             run.phase = Phase.RUNNING
-            self.on_change()  # the claim window has room again
+            if self._ledger.free.milli_cpu > 0:
+                self.on_change()  # the claim window has room again
 
     async def _attempt(self, run: Run) -> tuple[Verdict, Outcome]:
         """Runs the command; returns when no process of it is left."""

@@ -14,6 +14,7 @@ from node.core.claim import (
     NOTHING,
     ClaimSettings,
     Situation,
+    ahead_window,
     claim_wait_s,
     claim_window,
     is_holding,
@@ -117,6 +118,87 @@ def test_window(rate: float, unstarted: int, expected: int) -> None:
 
 def test_full_window_claims_nothing_in_spite_of_capacity() -> None:
     assert plan_claims(view_of(SMALL), situation(unstarted=DEFAULT_SETTINGS.claim_ahead_min)) == NOTHING
+
+
+# -- claiming ahead of the room ------------------------------------------------------------------------------------
+
+HALF = Requirements(cpu=0.5)
+LONG_QUEUE = DEFAULT_SETTINGS.backlog_tasks_per_node + 20
+
+
+def full(now: float = 0.0, *, rate: float = 100.0, smallest: Requirements = SMALL, **more: float) -> Situation:
+    """A node without free capacity, on which tasks end at this rate."""
+    return situation(now, cpu=0.0, memory=0, end_rate_per_s=rate, smallest_end=reservation(smallest), **more)  # type: ignore[arg-type]  # numbers and a reservation by name
+
+
+@pytest.mark.parametrize(
+    ("rate", "ahead", "expected"),
+    [
+        (0.0, 0, 0),  # not measured, or nothing ended lately
+        (9.0, 0, 0),  # not even one in 100 ms
+        (10.0, 0, 1),
+        (500.0, 0, 50),
+        (500.0, 25, 25),  # half is used up: the next group
+        (500.0, 26, 0),
+        (500.0, 80, 0),  # the rate has fallen since
+        (1e6, 0, DEFAULT_SETTINGS.claims_max),
+    ],
+)
+def test_ahead_window(rate: float, ahead: int, expected: int) -> None:
+    assert ahead_window(full(rate=rate, ahead=ahead)) == expected
+
+
+def test_under_a_backlog_what_the_rate_of_ends_predicts_is_claimed_ahead() -> None:
+    plan = plan_claims(view_of(*[SMALL] * LONG_QUEUE), full())
+    assert plan.claim == ()
+    assert plan.ahead == tuple(tid(number) for number in range(10))
+
+
+def test_what_has_room_is_claimed_for_it_and_the_next_ahead() -> None:
+    view = view_of(*[SMALL] * LONG_QUEUE)
+    more = {"end_rate_per_s": 30.0, "smallest_end": reservation(SMALL)}
+    plan = plan_claims(view, situation(cpu=2.0, **more))  # type: ignore[arg-type]  # numbers and a reservation by name
+    assert plan.claim == (tid(0), tid(1))
+    assert plan.ahead == (tid(2), tid(3), tid(4))
+
+
+@pytest.mark.parametrize(
+    "why_not",
+    [
+        pytest.param((view_of(*[SMALL] * LONG_QUEUE), full(rate=0.0)), id="nothing ended lately"),
+        pytest.param((view_of(*[SMALL] * 10), full()), id="a short queue: a peer may be idle"),
+        pytest.param((view_of(*[SMALL] * LONG_QUEUE, nodes=4), full(10.0)), id="short for so many nodes"),
+        pytest.param((view_of(*[SMALL] * LONG_QUEUE), full(smallest=HALF)), id="an end may free less than it needs"),
+        pytest.param(
+            (view_of(*[SMALL] * LONG_QUEUE), full(unstarted=DEFAULT_SETTINGS.claim_ahead_min)), id="starts lag behind"
+        ),
+        pytest.param(
+            (view_of(BIG, *[SMALL] * LONG_QUEUE), full(DEFAULT_SETTINGS.hold_after_s + 1)), id="capacity is held"
+        ),
+    ],
+)
+def test_nothing_is_claimed_ahead_where(why_not: tuple[QueueView, Situation]) -> None:
+    view, at = why_not
+    assert plan_claims(view, at).ahead == ()
+
+
+def test_nothing_is_claimed_ahead_past_an_older_task_that_would_be_passed_over_so() -> None:
+    """What is claimed ahead takes all room as it comes free: a task that some ends would make room for finds none."""
+    view = view_of(HALF, HALF, SMALL, *[HALF] * LONG_QUEUE)
+    assert plan_claims(view, full(smallest=HALF)).ahead == (tid(0), tid(1))
+
+
+def test_ahead_too_each_node_takes_those_of_its_own_rank_first() -> None:
+    nodes = {f"node{n}": CAPACITY for n in range(4)}
+    chosen: list[str] = []
+    for me in nodes:
+        view = QueueView(me, CAPACITY)
+        view.set_nodes(nodes)
+        for number in range(400):
+            view.add(tid(number), SMALL, now=0.0)
+        chosen += plan_claims(view, full(5.0)).ahead
+    assert len(chosen) == 40
+    assert len(set(chosen)) >= 38
 
 
 # -- among peers ---------------------------------------------------------------------------------------------------
