@@ -24,7 +24,7 @@ from node.core.newcomer import Newcomer
 from node.datadir import DataDir, DataDirError
 from node.joining import join
 from node.place import Place
-from node.trust import Trust, ensure_trust, has_joined, names_of_this_host
+from node.trust import JoinNeeded, Trust, ensure_trust, has_joined, names_of_this_host
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,20 @@ async def stand(settings: Settings, place: Place, data: DataDir, join_token: str
             memory = _found(settings, data, memory)
     elif join_token is not None:
         log.info("this host belongs to its cluster already: the join token is not needed")
-    trust = ensure_trust(
+    try:
+        trust = _ensure_trust(data, names, memory)
+    except JoinNeeded as error:
+        # The certificate ended while the node was away, or is another host's: nothing but a join mends that.
+        if not settings.peers or join_token is None:
+            raise
+        log.warning("joining again: %s", error)
+        memory = await _join(settings, place, data, join_token, names)
+        trust = _ensure_trust(data, names, memory)
+    return Foothold(memory, trust, _founding_mark(data))
+
+
+def _ensure_trust(data: DataDir, names: Sequence[str], memory: ClusterMemory) -> Trust:
+    return ensure_trust(
         data.pki,
         cluster_name=CLUSTER_NAME,
         host_id=data.host_id,
@@ -69,7 +82,6 @@ async def stand(settings: Settings, place: Place, data: DataDir, join_token: str
         now=time.time(),
         may_found=memory.is_founder,
     )
-    return Foothold(memory, trust, _founding_mark(data))
 
 
 def _founding_mark(data: DataDir) -> Path:
