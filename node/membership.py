@@ -129,6 +129,8 @@ class Membership:
         self._members: tuple[Member, ...] = ()
         self._contacts: tuple[str, ...] = tuple(remembered)
         self._wake = asyncio.Event()
+        #: The member that runs here, once it is known.
+        self._seat_id: int | None = None
         #: Since when the list does not name this host's running member, by the loop's clock.
         self._missing_since: float | None = None
         self._is_lost_told = False
@@ -307,13 +309,14 @@ class Membership:
         log.info("this host becomes member %x of etcd, a learner among %d others", mine.id, len(members) - 1)
         port = urlsplit(self.peer_url).port
         await self._start_server(replace(self._config, state="existing", initial_cluster=others, peer_port=port))
+        self._seat_id = mine.id
         self._role = Role.LEARNER
 
     async def _start_server(self, config: EtcdConfig) -> None:
         server = self._make_server(config, self._wake.set)
         await server.start()
         self._server = server
-        self._missing_since = None
+        self._seat_id = self._missing_since = None
         own = server.client_address
         if not config.initial_cluster:  # a learner answers nothing that our clients ask
             self._endpoints = (own, *(a for a in self._endpoints if a not in (own, _address(server.client_url))))
@@ -328,6 +331,12 @@ class Membership:
                 await self._retire(server)
             return
         self._missing_since = None
+        if not mine.name and self._seat_id not in (None, mine.id):
+            # What runs here was removed, and does not notice (it hangs): the new seat is for a new one.
+            await self._retire(server)
+            self._wake.set()
+            return
+        self._seat_id = mine.id
         if not mine.is_learner and mine.name and mine.peer_urls != (server.peer_url,) and server.is_answering:
             log.info(
                 "etcd's peers are told that this host is now at %s, no more at %s", server.peer_url, mine.peer_urls
@@ -342,7 +351,7 @@ class Membership:
         # Before the member is forgotten: interrupted here, the next start finds the data, and its peers tell it again.
         await self._move_aside()
         self._server = None
-        self._missing_since = None
+        self._seat_id = self._missing_since = None
         self._role = Role.CLIENT
         others = tuple(address for address in self._endpoints if address != server.client_address)
         self._endpoints = others or self._endpoints

@@ -140,6 +140,13 @@ class Wait:
 Step: TypeAlias = AddLearner | Promote | Remove | Wait
 
 
+def takes_vote(etcd_version: tuple[int, int, int]) -> bool:
+    """Whether this etcd may be one of several voters (design, section 5): older ones may revoke a living lease or lose
+    watch events, and forget that a learner was promoted. A host with such a one leaves the peer address in its node's
+    record empty."""
+    return etcd_version >= (3, 5, 23) or (3, 4, 38) <= etcd_version < (3, 5, 0)
+
+
 def quorum(voters: int) -> int:
     return voters // 2 + 1
 

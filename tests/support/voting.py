@@ -43,11 +43,12 @@ class FakeServer:
         self._config = config
         self._on_event = on_event
         self._supervision: asyncio.Task[None] | None = None
-        self.peer_url = world.peer_url(place)
-        self.client_url = world.client_url(place)
+        self.peer_url: str = world.peer_url(place)
+        self.client_url: str = world.client_url(place)
         self.client_address = f"local{place}:1"
         self.member_id = 0
         self.is_removed = False
+        self.hopeless: str | None = None
 
     @property
     def is_answering(self) -> bool:
@@ -80,6 +81,12 @@ class FakeServer:
             await asyncio.sleep(0.1)
         self.is_removed = True
         self._on_event()
+
+    def hang(self) -> None:
+        """The process is there and does nothing any more."""
+        assert self._supervision is not None
+        self._supervision.cancel()
+        self._world.store.membership.stop(self.member_id)
 
     @property
     def _members(self) -> dict[int, Member]:

@@ -20,6 +20,7 @@ from node.core.voters import (
     Wait,
     next_step,
     quorum,
+    takes_vote,
     target_voters,
 )
 
@@ -65,6 +66,17 @@ def removed(step: Step) -> str | None:
 @pytest.mark.parametrize(("hosts", "target"), [(0, 1), (1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (6, 5), (1000, 5)])
 def test_target(hosts: int, target: int) -> None:
     assert target_voters(hosts) == target
+
+
+@pytest.mark.parametrize(
+    ("version", "takes"),
+    [
+        ((3, 4, 37), False), ((3, 4, 38), True), ((3, 4, 45), True), ((3, 5, 0), False), ((3, 5, 22), False),
+        ((3, 5, 23), True), ((3, 6, 0), True), ((4, 0, 0), True),
+    ],
+)  # fmt: skip
+def test_which_etcd_may_be_one_of_several(version: tuple[int, int, int], takes: bool) -> None:
+    assert takes_vote(version) is takes
 
 
 # -- growing ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from node.core.voters import GRACE_S
 from node.membership import Role
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, Fault, applied_later
 from tests.support.virtual_time import run_virtual, virtual_time
-from tests.support.voting import Host, World
+from tests.support.voting import FakeServer, Host, World
 
 
 @asynccontextmanager
@@ -148,6 +148,20 @@ async def test_a_member_whose_data_are_lost_comes_back_as_a_new_one(tmp_path: Pa
         await made.wait_for(lambda: before not in {m.id for m in made.members})
         await made.wait_for_voters("012")
         assert made.started.count((made.hosts[2].host_id, before)) == 1, "never again as the old one"
+
+
+@virtual_time
+async def test_a_member_that_hangs_is_replaced_by_a_new_one_on_its_host(tmp_path: Path) -> None:
+    async with world(tmp_path, 3) as made:
+        await made.wait_for_voters("012")
+        before = member_id(made, 2)
+        await asyncio.sleep(6)  # it has seen itself in the list
+        hanging = made.hosts[2].membership.server
+        assert isinstance(hanging, FakeServer)
+        hanging.hang()
+        await made.wait_for(lambda: before not in {m.id for m in made.members})
+        await made.wait_for_voters("012")
+        assert made.hosts[2].membership.server is not hanging
 
 
 @virtual_time
