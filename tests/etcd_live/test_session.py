@@ -16,6 +16,7 @@ from etcd.errors import StoreError
 from etcd.port import Compare, Delete, Put, Range, Relation, Target, Txn
 from node.core.fence import MARGIN_S
 from node.core.model import Capacity, Host
+from node.host_record import HostInUse
 from node.session import Session, boottime
 from tests.support.etcd_process import EtcdProcess
 from tests.support.tasks import HOST, NOW
@@ -238,3 +239,36 @@ async def test_nobody_can_write_as_a_lost_incarnation(etcd_process: EtcdProcess,
     assert (await etcd_client.txn(Txn((guard,), (Put(b"/x"),)))).succeeded
     await session.close()
     assert not (await etcd_client.txn(Txn((guard,), (Put(b"/y"),)))).succeeded
+
+
+@pytest.mark.parametrize("revoke", [False, True])
+async def test_a_session_that_breaks_revokes_nothing_until_it_is_told_to(
+    etcd_process: EtcdProcess, etcd_client: EtcdClient, *, revoke: bool
+) -> None:
+    """Tasks may run under the lease: with the key gone, peers would start them a second time."""
+
+    told = Deadlines()
+
+    def breaks(deadline: float) -> None:
+        told(deadline)
+        if len(told.told) > 1:
+            raise ZeroDivisionError
+
+    session = make_session(etcd_process.client, breaks, ttl_s=30)
+    identity = await session.open(10)
+    with pytest.raises(BaseExceptionGroup):
+        await asyncio.wait_for(session.wait_lost(), 30)
+    node_key = Range(key(identity.node_id), count_only=True)
+    assert (await etcd_client.range(node_key)).count == 1
+    lease_id = session.lease_id
+    await session.close(revoke)
+    assert (await etcd_client.range(node_key)).count == (0 if revoke else 1)
+    await etcd_client.lease_revoke(lease_id)
+
+
+async def test_a_living_copy_of_the_data_directory_is_refused(etcd_process: EtcdProcess) -> None:
+    async with opened(etcd_process, Deadlines(), ttl_s=2):
+        copy = make_session(etcd_process.client, Deadlines(), ttl_s=2)
+        with pytest.raises(HostInUse, match="copied"):
+            await asyncio.wait_for(copy.open(1), 60)
+    assert not [thread for thread in threading.enumerate() if thread.name == "session"]
