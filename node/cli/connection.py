@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import click
 
-from pilfer.address import UnixTarget
-from pilfer.errors import NotAllowed
+from pilfer.address import CERTIFICATE_FILES, TcpTarget, UnixTarget
+from pilfer.errors import NotAllowed, Unavailable
 
 if TYPE_CHECKING:
     from pilfer.sync import Client
@@ -41,7 +42,12 @@ def with_client(function: Callable[Concatenate[Client, P], R]) -> Callable[..., 
         with Client(address, certs=certs, insecure=insecure, patience_s=PATIENCE_S) as client:
             if isinstance(client.target, UnixTarget):
                 _check_door(client.target)
-            return function(client, *args, **kwargs)
+            try:
+                return function(client, *args, **kwargs)
+            except Unavailable as error:
+                if isinstance(client.target, TcpTarget) and (why := _why_not_heard(client.target)):
+                    error.add_note(why)
+                raise
 
     return wrapped
 
@@ -56,6 +62,26 @@ def _check_door(target: UnixTarget) -> None:
         return
     if not os.access(target.path, os.W_OK):
         raise NotAllowed(_not_ours(target))
+
+
+def _why_not_heard(target: TcpTarget) -> str | None:
+    """Where our certificate is over: a node ends the handshake then, which looks like no node at all."""
+    if target.certs is None:
+        return None
+    from cryptography import x509
+
+    path = target.certs / CERTIFICATE_FILES[1]
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError):
+        return f"{path} holds no certificate that can be read: ask for another (node invite NAME, on any node)"
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if start <= datetime.now(UTC) < end:
+        return None
+    return (
+        f"The certificate {path} is good from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, which is not now: ask"
+        " for another (node invite NAME, on any node), or set this machine's clock"
+    )
 
 
 def _not_ours(target: UnixTarget) -> str:

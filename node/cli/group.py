@@ -22,7 +22,7 @@ VERBS: Final[dict[str, str]] = {
     "why": "Tell why a task does not start, node by node.",
     "nodes": "Show the nodes of the cluster.",
     "drain": "Let a node claim no more tasks.",
-    "remove": "Forget a node that is gone.",
+    "remove": "Forget a node that is gone, and bar its return.",
     "token": "Make, list and revoke join tokens for new machines.",
     "invite": "Make a certificate for a command line on another machine.",
     "env": "Print the settings that etcdctl needs to look into this node's etcd.",

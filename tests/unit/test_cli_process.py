@@ -134,7 +134,7 @@ def test_every_setting_has_a_flag() -> None:
     command = root.get_command(click.Context(root), "start")
     assert command is not None
     flags = {parameter.name for parameter in command.params}
-    assert flags == {key for key, _, _ in describe(load_settings({}, {}))} | {"config"}
+    assert flags == {key for key, _, _ in describe(load_settings({}, {}))} | {"config", "token"}
 
 
 def test_flags_reach_the_settings(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from node.authority import subject_of
-from node.cli import failures
+from node.authority import key_pem, new_key, request_of, sign_request, subject_of
+from node.cli import connection, failures
 from node.join_token import decode
+from node.trust import load_authority
 from pilfer.address import CERTIFICATE_FILES
 from tests.support.trusted_nodes import Lab
 
@@ -127,3 +129,27 @@ async def test_an_invitation_is_not_written_over_another(lab: Lab, cli: Cli, tmp
         evil = await cli("invite", "../../alice")
         assert evil.out == "pilfer--..-alice\n"
         assert (tmp_path / "pilfer--..-alice").is_dir()
+
+
+async def test_a_certificate_that_is_over_is_told_as_such(
+    lab: Lab, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node only ends the handshake, which looks like no node at all."""
+    trust = lab.founder()
+    async with lab.serving(trust) as node:
+        authority = load_authority(trust.pki_dir)
+        assert authority is not None
+        key = new_key()
+        ended = sign_request(
+            authority, request_of(key), role="client", common_name="alice", life_s=60, now=time.time() - 3600
+        )
+        contents = (trust.ca_cert.read_bytes(), ended, key_pem(key))
+        for name, content in zip(CERTIFICATE_FILES, contents, strict=True):
+            (tmp_path / name).write_bytes(content)
+        monkeypatch.setattr(connection, "PATIENCE_S", 0.1)
+        monkeypatch.setenv("PILFER_ADDRESS", node.address)
+        monkeypatch.setenv("PILFER_CERTS", str(tmp_path))
+        ran = await cli("token", "list")
+        assert ran.code == failures.ExitCode.NO_NODE
+        assert "client.crt is good from" in ran.err
+        assert "node invite" in ran.err
