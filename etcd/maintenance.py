@@ -18,11 +18,13 @@ The decisions are functions of what etcd reports; `Maintenance` carries them out
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from enum import Enum, auto
 from typing import Protocol
 
@@ -139,15 +141,16 @@ class Maintenance:
         compaction_interval_s: float = 30.0,
         history_kept_s: float = 60.0,
         duties: Holds | None = None,
-        own: Callable[[], Etcd | None] | None = None,
+        own: Callable[[], AbstractAsyncContextManager[Etcd | None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """history_kept_s: how long a watcher may be away before it has to list again. duties: by default all are this
-        node's. own: a client of the etcd member on this host alone, None where there is none; by default `etcd` is."""
+        node's. own: a client of the etcd member on this host alone, for one look, None where there is none; by default
+        `etcd` is."""
         self._etcd = etcd
         self._duties = duties or AllDuties()
-        self._own = own or (lambda: etcd)
+        self._own = own or (lambda: contextlib.nullcontext(etcd))
         self._quota_bytes = quota_bytes
         self._interval_s = compaction_interval_s
         self._clock = clock
@@ -175,10 +178,15 @@ class Maintenance:
 
     async def look(self) -> None:
         """One round: look, compact what is old, and do what that shows to be needed."""
-        member = self._own()
-        status = self.status = await (member or self._etcd).status()
+        async with self._own() as member:
+            status = self.status = await (member or self._etcd).status()
+            alarms = await self._etcd.alarms()
+            await self._compact(status, alarms)
+            if member is not None:
+                await self._follow_up(member, alarms)
+
+    async def _compact(self, status: MemberStatus, alarms: Sequence[Alarm]) -> None:
         now = self._clock()
-        alarms = await self._etcd.alarms()
         self._set_healing(now, is_healing=any(alarm.kind == "NOSPACE" for alarm in alarms))
         self._revisions.note(now, status.revision)
         old = self._revisions.take_old(now)
@@ -189,8 +197,6 @@ class Maintenance:
         elif old is not None and await self._duties.hold(COMPACTION):
             await self._etcd.compact(old)
             log.debug("etcd compacted to revision %d of %d", old, status.revision)
-        if member is not None:
-            await self._follow_up(member, alarms)
 
     def _set_healing(self, now: float, *, is_healing: bool) -> None:
         if is_healing and not self._is_healing:

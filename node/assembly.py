@@ -12,7 +12,7 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from etcd import codec, keys
 from etcd.client import EtcdClient
@@ -20,6 +20,7 @@ from etcd.duty import Duty
 from etcd.errors import StoreError
 from etcd.identity import Identity
 from etcd.maintenance import Maintenance
+from etcd.port import Etcd
 from etcd.server import EtcdNotReady
 from node.admission import Admission
 from node.api_nodes import Condition
@@ -33,12 +34,14 @@ from node.core.retention import Limits
 from node.datadir import DataDir, boot_id, machine_id
 from node.datadir import Incarnation as LastRun
 from node.drains import Drains
+from node.duties import Duties
 from node.engines import Engines, start_engines
 from node.foothold import Foothold
 from node.handshake import Papers
 from node.host_record import host_of
 from node.incarnation import ExtraDuty, Surroundings
 from node.lives import Lives
+from node.log_sweep import LogSweep
 from node.logs import LogStore
 from node.membership import MembershipError
 from node.peer_channels import PeerChannels
@@ -333,8 +336,14 @@ class Assembly:
             )
         )
 
+    def _identity(self) -> Identity | None:
+        """Of the incarnation that lives now."""
+        life = self._lives.current if self._lives is not None else None
+        return life.identity if life is not None else None
+
     def _store_duties(self, engines: Engines, logs: LogStore) -> StoreDuties:
         settings = self._settings
+        held = Duties(engines.etcd, self._identity)
 
         async def on_forgotten(task_ids: Sequence[str]) -> None:
             await remove_logs(logs, task_ids)
@@ -344,14 +353,29 @@ class Assembly:
                 engines.etcd,
                 quota_bytes=settings.etcd_quota_bytes,
                 compaction_interval_s=settings.compaction_interval_s,
+                duties=held,
+                own=lambda: self._own_member(engines),
             ),
             Retention(
                 engines.etcd,
                 engines.batcher,
                 Limits(max_age_s=settings.retention_age_s, max_count=settings.retention_count),
                 on_forgotten=on_forgotten,
+                duties=held,
             ),
+            LogSweep(engines.etcd, logs, self._data.logs),
         )
+
+    @staticmethod
+    @contextlib.asynccontextmanager
+    async def _own_member(engines: Engines) -> AsyncIterator[Etcd | None]:
+        """A client of this host's own member of etcd; None where it has none."""
+        server = engines.membership.server
+        if server is None:
+            yield None
+            return
+        async with engines.make_member_client(server.client_address) as client:
+            yield client
 
     def _condition(self, engines: Engines) -> Condition:
         life = self._lives.current if self._lives is not None else None

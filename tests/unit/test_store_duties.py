@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -97,11 +97,11 @@ async def slack_store() -> AsyncIterator[FakeStore]:
 
 async def test_a_member_is_defragmented_by_its_own_host_alone() -> None:
     async with slack_store() as store, FakeEtcd(store) as etcd, FakeEtcd(store) as own:
-        without = Maintenance(etcd, quota_bytes=1_000_000, own=lambda: None, clock=ticking())
+        without = Maintenance(etcd, quota_bytes=1_000_000, own=lambda: nullcontext(None), clock=ticking())
         await without.look()
         assert "defragment" not in etcd.calls
         assert without.status is not None, "it must know when to refuse tasks"
-        await Maintenance(etcd, quota_bytes=1_000_000, own=lambda: own, clock=ticking()).look()
+        await Maintenance(etcd, quota_bytes=1_000_000, own=lambda: nullcontext(own), clock=ticking()).look()
         assert "defragment" not in etcd.calls
         assert "defragment" in own.calls
 
