@@ -13,13 +13,16 @@ Must not do: read the clock (Unix seconds come in); know certificates.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
 from etcd import cluster_codec, keys
-from etcd.errors import OutcomeUnknown, StoreUnavailable
+from etcd.errors import OutcomeUnknown, RecordCorrupt, StoreUnavailable
 from etcd.port import Compare, Delete, Etcd, KeyValue, Put, Range, Relation, Target, Txn
 from node.core.model import JoinToken
+
+log = logging.getLogger(__name__)
 
 KEEP_EXPIRED_S = 86_400.0
 #: Each try has the deadline of one transaction (3 s); a conflict means that somebody else moved on.
@@ -136,5 +139,12 @@ class Tokens:
 
     async def _read_all(self) -> list[tuple[KeyValue, JoinToken]]:
         wanted = keys.all_tokens()
-        found = await self._etcd.range(Range(wanted.key, wanted.range_end))
-        return [(kv, cluster_codec.decode_token(kv.key, kv.value)) for kv in found.kvs]
+        result = await self._etcd.range(Range(wanted.key, wanted.range_end))
+        found: list[tuple[KeyValue, JoinToken]] = []
+        for kv in result.kvs:
+            try:
+                found.append((kv, cluster_codec.decode_token(kv.key, kv.value)))
+            except RecordCorrupt as error:
+                # Somebody else's: it must not keep the others from being listed and made.
+                log.warning("left out of the join tokens: %s", error)
+        return found

@@ -8,7 +8,7 @@ import pytest
 
 from etcd import cluster_codec, keys
 from etcd.errors import OutcomeUnknown
-from etcd.port import Range
+from etcd.port import Put, Range, Txn
 from node.core.model import JoinToken
 from node.tokens import (
     KEEP_EXPIRED_S,
@@ -155,3 +155,14 @@ async def test_an_etcd_that_never_answers_is_not_asked_for_ever() -> None:
             await tokens.use(uid(1), "host", NOW)
         with pytest.raises(OutcomeUnknown):
             await tokens.create(token(2), NOW)
+
+
+@virtual_time
+async def test_a_strangers_key_is_left_out() -> None:
+    async with FakeEtcd() as etcd:
+        tokens = Tokens(etcd)
+        strange = (Put(b"/cluster/tokens/x", b"?"), Put(keys.token_key(uid(9)), cluster_codec.encode_token(token(8))))
+        await etcd.txn(Txn(success=strange))
+        await tokens.create(token(1), NOW)
+        assert [t.id for t in await tokens.list_all()] == [uid(1)]
+        assert (await tokens.revoke("00000001")).revoked
