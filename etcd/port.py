@@ -126,6 +126,8 @@ OpResult: TypeAlias = RangeResult | PutResult | DeleteResult | TxnResult
 class KeyRange:
     key: bytes
     range_end: bytes = b""
+    #: Of a watch: deletes are not told.
+    puts_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,7 @@ class ResumingWatch:
                     start_revision=self._next[index],
                     progress_notify=True,
                     watch_id=index + 1,
+                    filters=[pb.WatchCreateRequest.NODELETE] if wanted.puts_only else (),
                 )
                 await self._call.write(pb.WatchRequest(create_request=create))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):

@@ -266,6 +266,7 @@ class Claimer:
 
     def _drop(self, offer: Offer) -> None:
         self._settle(offer)
+        self._own_keys.not_claimed(offer.task_id)
         run = self._runner.runs.get(offer.task_id)
         if run is None or not run.holds_reservation:
             self._ledger.release(offer.task_id)

@@ -417,6 +417,14 @@ async def test_the_revision_of_batches_never_goes_back(etcd: Etcd) -> None:
     assert changes == sorted(changes)
 
 
+async def test_a_watch_of_puts_only_is_not_told_of_deletes(etcd: Etcd) -> None:
+    async with etcd.watch([KeyRange(b"/a", puts_only=True)]) as watch:
+        await etcd.txn(Txn(success=(Put(b"/a", b"1"),)))
+        await etcd.txn(Txn(success=(Delete(b"/a"),)))
+        await etcd.txn(Txn(success=(Put(b"/a", b"2"),)))
+        assert [(e.kv.value, e.is_delete) for e in await collect(watch, 2)] == [(b"1", False), (b"2", False)]
+
+
 async def test_a_watch_may_be_given_up_and_taken_up_again(etcd: Etcd) -> None:
     """Canceling anext() loses nothing."""
     async with etcd.watch([ALL]) as watch:

@@ -203,6 +203,16 @@ async def _watch(etcd: Endpoint) -> None:
         (pb.Event.PUT, b"/v", b"x", start + 1),
         (pb.Event.DELETE, b"/v", b"", start + 2),
     ]
+    filters = [pb.WatchCreateRequest.NODELETE]
+    puts_only = pb.WatchCreateRequest(key=b"/v", range_end=b"/w", start_revision=start + 1, watch_id=9, filters=filters)
+    request = pb.WatchRequest(create_request=puts_only)
+    await stream.write(request)
+    note(request)
+    assert ((created := await next_response()).created, created.watch_id) == (True, 9)
+    replayed = await next_response()
+    assert [(replayed.watch_id, e.type, e.kv.key) for e in replayed.events] == [(9, pb.Event.PUT, b"/v")]
+    await stream.write(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=9)))
+    assert (await next_response()).canceled
     cancel = pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=7))
     await stream.write(cancel)
     note(cancel)

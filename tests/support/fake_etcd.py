@@ -367,7 +367,9 @@ class FakeWatch:
         for change in self._etcd.store.history(self._next):
             self._next = change.revision + 1
             found: tuple[Event, ...] = tuple(
-                e for e in change.events if any(contains(range_, e.kv.key) for range_ in self._ranges)
+                e
+                for e in change.events
+                if any(contains(range_, e.kv.key) and not (range_.puts_only and e.is_delete) for range_ in self._ranges)
             )
             if found:
                 self._ready.append(WatchBatch(change.revision, found))
