@@ -134,7 +134,7 @@ class JoinCalls:
         nodes, removed = await self._read_cluster()
         _refuse(refusal_of_newcomer(newcomer, asked, nodes=nodes, removed=removed))
         taken = names_of_others(nodes, newcomer.host_id)
-        name = await claim_name(self._etcd, newcomer, taken=taken, now=asked.now)
+        name = await claim_name(self._etcd, newcomer, taken=taken, now=asked.now, removed=removed)
         if name is None:
             raise refused(refusal_of_name(newcomer))
         await self._use(token_id, newcomer.host_id, asked.now)

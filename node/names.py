@@ -19,23 +19,28 @@ from node.core.newcomer import NameClaim, Newcomer, candidates, may_claim
 _TRIES = 5
 
 
-async def claim_name(etcd: Etcd, newcomer: Newcomer, *, taken: Collection[str], now: float) -> str | None:
-    """The name that this newcomer has from now on; None where the one that it insists on is taken.
+async def claim_name(
+    etcd: Etcd, newcomer: Newcomer, *, taken: Collection[str], now: float, removed: Collection[str] = ()
+) -> str | None:
+    """The name that this newcomer has from now on; None where the one that it insists on is taken. removed: hosts that
+    may not come back, whose claims hold nothing any more.
 
     Again for the same host: the same name, unless a better one is free now. Raises StoreUnavailable, OutcomeUnknown.
     """
     for name in candidates(newcomer):
-        if name not in taken and await _claim(etcd, name, newcomer.host_id, now):
+        if name not in taken and await _claim(etcd, name, newcomer.host_id, now, removed):
             return name
     return None
 
 
-async def _claim(etcd: Etcd, name: str, host_id: str, now: float) -> bool:
+async def _claim(etcd: Etcd, name: str, host_id: str, now: float, removed: Collection[str]) -> bool:
     key = keys.name_key(name)
     value = encode_name_claim(NameClaim(host_id, now))
     found = (await etcd.range(Range(key))).kvs
     for last in range(_TRIES, 0, -1):
         claim, revision = _read(found)
+        if claim is not None and claim.host_id in removed:
+            claim = None
         if not may_claim(name, claim, host_id=host_id, taken=(), now=now):
             return False
         guarded = Txn(

@@ -68,7 +68,7 @@ def test_a_used_up_token_is_refused(lab: Lab) -> None:
     with stranger(lab, "x", token, "--name", "first-user") as node:
         assert "serves" in node.wait_serving()
         with stranger(lab, "y", token) as other:
-            assert "used" in refusal(other)
+            assert "good for 1 host" in refusal(other)
         node.stop()
     with lab.first.client() as client:
         client.remove("first-user")

@@ -258,13 +258,16 @@ class Lab:
         return [node for node in self.up() if node.etcd_port is not None]
 
     def find_leader(self) -> LabNode | None:
-        """The node whose etcd leads, as the members say; None while they do not agree."""
-        statuses = {node.name: status for node in self.voters() if (status := self._status(node)) is not None}
-        leaders = {status["leader"] for status in statuses.values()}
-        if len(leaders) != 1:
+        """The node whose etcd leads, as every member says; None while they do not agree, or one does not answer."""
+        statuses = {node.name: self._status(node) for node in self.voters()}
+        # Without a leader that it knows of, a member leaves the field out.
+        leaders = {status.get("leader") if status else None for status in statuses.values()}
+        if len(leaders) != 1 or None in leaders:
             return None
         (leader,) = leaders
-        return next((self.nodes[name] for name, s in statuses.items() if s["header"]["member_id"] == leader), None)
+        return next(
+            (self.nodes[name] for name, s in statuses.items() if s and s["header"]["member_id"] == leader), None
+        )
 
     def get_leader(self) -> LabNode:
         """The same, waited for."""
@@ -364,7 +367,7 @@ class Lab:
     # Back to rest
 
     def heal(self, *, timeout_s: float = 60.0) -> None:
-        """Undoes every fault: cuts, pauses, dead processes. Returns when all nodes are ready."""
+        """Undoes every fault: cuts, pauses, dead processes. Returns when all nodes are ready, and etcd is whole."""
         for node in self.nodes.values():
             node.resume()
         self.network.heal()
@@ -374,6 +377,7 @@ class Lab:
         for node in dead:
             node.wait_serving()
         self.wait_ready(timeout_s=timeout_s)
+        self.get_leader()
 
     def end(self) -> None:
         """Stops every node; nothing of them is left."""

@@ -63,6 +63,7 @@ class LiveNode:
     def begin(self, *more: str) -> None:
         """Starts it, and waits for nothing."""
         command = [sys.executable, "-m", "node", "start", "--data-dir", str(self.data_dir), *self.flags, *more]
+        self._close_pipe()
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [*self.prefix, *command],

@@ -53,6 +53,15 @@ async def test_a_claim_that_nobody_made_use_of_runs_out() -> None:
 
 
 @virtual_time
+async def test_the_name_of_a_removed_host_is_free() -> None:
+    etcd = FakeEtcd()
+    await claim_name(etcd, newcomer(1, is_name_given=True), taken=(), now=NOW)
+    two = newcomer(2, is_name_given=True)
+    assert await claim_name(etcd, two, taken=(), now=NOW + 1, removed=[HOSTS[3]]) is None
+    assert await claim_name(etcd, two, taken=(), now=NOW + 1, removed=[HOSTS[1]]) == "web"
+
+
+@virtual_time
 async def test_of_many_at_once_each_has_a_name_of_its_own() -> None:
     store = FakeStore()
     clients = [FakeEtcd(store) for _ in HOSTS]
