@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from etcd import cluster_codec, keys
-from etcd.errors import OutcomeUnknown
+from etcd.errors import OutcomeUnknown, StoreUnavailable
 from etcd.port import Compare, Delete, Etcd, Put, Range, RangeResult, Relation, Target, Txn
 from node.api_errors import ApiError, answers, invalid, node_not_found, precondition
 from node.core.find_node import KnownNode, find_nodes, naming
@@ -26,7 +26,7 @@ from node.node_views import NodeViews, read_hosts
 from pilfer.v1 import nodes_pb2
 
 #: A write that was lost to another one, or not answered, is tried so often.
-TRIES = 5
+TRIES = 3
 #: Candidates named where a prefix is ambiguous.
 NAMED_MAX = 10
 
@@ -45,8 +45,7 @@ class DrainCalls:
     ) -> nodes_pb2.DrainResponse:
         if request.undo and request.let_finish:
             raise invalid([Violation("let_finish", "has no meaning together with undo")])
-        known = await read_hosts(self._etcd)
-        host_id = _one_of(find_nodes(request.node, known.known()), request.node).host_id
+        host_id = _one_of(find_nodes(request.node, await self._known()), request.node).host_id
         if request.undo:
             await self._undo(host_id)
         else:
@@ -106,7 +105,7 @@ class DrainCalls:
 
     async def _remove(self, given: str) -> KnownNode | None:
         """One try; None: look again."""
-        matches = find_nodes(given, (await read_hosts(self._etcd)).known())
+        matches = find_nodes(given, await self._known())
         if not matches:
             # Perhaps it was removed before, by an earlier try of this call.
             return _one_of(find_nodes(given, await self._removed()), given)
@@ -134,6 +133,13 @@ class DrainCalls:
         except OutcomeUnknown:
             return None
         return node if result.succeeded else None
+
+    async def _known(self) -> list[KnownNode]:
+        """Raises StoreUnavailable where there is no quorum: nothing could be written either."""
+        known = await read_hosts(self._etcd)
+        if known.is_stale:
+            raise StoreUnavailable("one of its members answers, and it has no quorum")
+        return known.known()
 
     async def _removed(self) -> list[KnownNode]:
         every = keys.all_removed()

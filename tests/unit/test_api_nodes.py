@@ -209,15 +209,25 @@ async def test_a_clock_that_is_wrong_is_warned_of() -> None:
         assert words.endswith("s ahead of that of n1: set it")
 
 
+def no_quorum(method: str, argument: object) -> Fault | None:
+    ops = argument.success if isinstance(argument, Txn) else (argument,)
+    is_local = all(isinstance(op, Range) and op.serializable for op in ops)
+    return None if is_local or method not in ("txn", "range", "members") else LOST_BEFORE
+
+
+async def test_without_a_quorum_nothing_is_drained_or_removed() -> None:
+    async with api_nodes(FakeStore(), N1, N2) as (n1, _):
+        n1.etcd.faults = no_quorum
+        for call in (drain, remove):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(n1, "n2")
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "no quorum" in (caught.value.details() or "")
+
+
 async def test_without_a_quorum_the_list_is_what_a_member_last_saw() -> None:
     """Reads that need a quorum fail; those that do not are answered."""
     async with api_nodes(FakeStore(), N1, N2) as (n1, n2):
-
-        def no_quorum(method: str, argument: object) -> Fault | None:
-            ops = argument.success if isinstance(argument, Txn) else (argument,)
-            is_local = all(isinstance(op, Range) and op.serializable for op in ops)
-            return None if is_local or method not in ("txn", "range", "members") else LOST_BEFORE
-
         n1.etcd.faults = no_quorum
         n2.condition = replace(n2.condition, state="at_risk", role="voter")
         views = await listed(n1)
