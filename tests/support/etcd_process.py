@@ -24,6 +24,7 @@ import pytest_asyncio
 
 from etcd.binary import EtcdBinary, EtcdNotFound, find_etcd, run_for_text
 from etcd.client import EtcdClient
+from etcd.endpoints import ClientTls
 from etcd.errors import StoreError
 from etcd.port import Delete, Etcd, Member, Range, Txn
 from etcd.ports import Ports, choose_ports
@@ -59,7 +60,7 @@ class EtcdProcess:
     ) -> None:
         """joins: not a cluster of its own, but one more member of this one's; call `start` with the members then."""
         self.directory = directory
-        self.tls = joins.tls if joins else make_tls(directory / "pki")
+        self.tls: ClientTls = joins.tls if joins else make_tls(directory / "pki")
         self.config = EtcdConfig(
             binary=binary,
             name=name,
