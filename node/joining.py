@@ -71,7 +71,7 @@ async def join(
     Waits for peers for as long as it takes; may be cancelled and called again at any point. Raises JoinRefused, and
     TrustError or ClusterMemoryError where the directory cannot be used.
     """
-    secret = _decoded(token_text, clock())
+    secret = _decoded(token_text)
     old = ClusterMemory.load(data_dir)
     newcomer = _as_remembered(newcomer, old, secret)
     if (refusal := refusal_of_names(newcomer)) is not None:
@@ -108,13 +108,11 @@ async def join(
         await rounds.wait(asking.reasons)
 
 
-def _decoded(token_text: str, now: float) -> JoinSecret:
+def _decoded(token_text: str) -> JoinSecret:
     try:
-        secret = decode(token_text)
+        return decode(token_text)
     except BadJoinToken as error:
         raise JoinRefused(Why.TOKEN_UNREADABLE, str(error)) from None
-    _check_expiry(secret, now)
-    return secret
 
 
 def _check_expiry(secret: JoinSecret, now: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import grpc
 import pytest
 from cryptography import x509
 
+from etcd import keys
+from etcd.port import Delete, Txn
 from node.api_join import JoinCalls
 from node.authority import ROLE_NODE, covers, is_issued_by, subject_of
 from node.cluster_memory import ClusterMemory, Contacts
@@ -199,6 +202,21 @@ async def test_half_a_member_joins_again_and_keeps_its_name(cluster: Cluster, ho
         assert not is_member(host.directory, host.pki)
         assert (await host.join([peer], token)).name == "web-2"
     assert is_member(host.directory, host.pki)
+
+
+async def test_a_member_that_needs_a_new_certificate_keeps_its_name(cluster: Cluster, host: Host) -> None:
+    """Its certificate ended while it was away; meanwhile the name that it once wished for is free."""
+    other = living_node("web", address="10.9.9.8:7400")
+    await cluster.put_node(other)
+    async with cluster.peer() as peer:
+        await host.join([peer], await cluster.token())
+        await FakeEtcd(cluster.store).txn(Txn(success=(Delete(keys.node(other.id)),)))
+        (host.pki / "node.crt").unlink()
+        assert (await host.join([peer], await cluster.token())).name == "web-2"
+        # But for what a person says now.
+        (host.pki / "node.crt").unlink()
+        host.newcomer = replace(host.newcomer, name="db", is_name_given=True)
+        assert (await host.join([peer], await cluster.token())).name == "db"
 
 
 async def test_a_peer_that_dies_in_the_middle(cluster: Cluster, host: Host) -> None:
