@@ -110,6 +110,7 @@ class Host:
     place: int
     host_id: str
     moved: int = 0
+    has_authority: bool = True
     membership: Membership = field(init=False)
     etcd: FakeEtcd = field(init=False)
     duty: VotersDuty = field(init=False)
@@ -139,7 +140,7 @@ class Host:
             self.config,
             make_server=self._make_server,
             plan_ports=lambda _config: Ports(client=2, peer=1),
-            get_authority=self.world.get_authority,
+            get_authority=self._get_authority,
             remembered=self.told[-1][0] if self.told else ("somewhere:1",),
             on_change=lambda contacts, role: self.told.append((contacts, role)),
             now=lambda: asyncio.get_running_loop().time(),
@@ -151,6 +152,10 @@ class Host:
             asyncio.create_task(self.membership.run(self.etcd)),
             asyncio.create_task(self._serve()),
         ]
+
+    async def _get_authority(self) -> None:
+        if not self.world.authority_is_there or not self.has_authority:
+            raise OSError("nobody hands out the authority's key")
 
     def _make_server(self, config: EtcdConfig, on_event: Callable[[], None]) -> FakeServer:
         return FakeServer(self.world, self.place, config, on_event)
@@ -231,10 +236,6 @@ class World:
         client = self.client()
         client.member_id = found[0] if found else 1
         return client
-
-    async def get_authority(self) -> None:
-        if not self.authority_is_there:
-            raise OSError("nobody has the authority's key")
 
     async def write(self, op: Put | Delete) -> None:
         while True:

@@ -12,8 +12,8 @@ import pytest
 from etcd import cluster_codec, keys
 from etcd.port import Put
 from node.core.model import Drain, Removal
-from node.core.voters import GRACE_S
-from node.membership import Role
+from node.core.voters import CHANGE_PAUSE_S, GRACE_S
+from node.membership import MISSING_S, Role
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, Fault, applied_later
 from tests.support.virtual_time import run_virtual, virtual_time
 from tests.support.voting import FakeServer, Host, World
@@ -81,6 +81,15 @@ async def test_a_learner_starts_only_when_the_authoritys_key_is_there(tmp_path: 
         await made.wait_for_voters("012")
 
 
+@virtual_time
+async def test_a_host_that_does_not_start_is_given_up_for_others(tmp_path: Path) -> None:
+    async with world(tmp_path, 4) as made:
+        made.hosts[1].has_authority = False
+        await made.wait_for(lambda: len(made.members) == 2)
+        assert (made.peer_url(1),) in {m.peer_urls for m in made.members}
+        await made.wait_for_voters("023")
+
+
 # -- deaths -----------------------------------------------------------------------------------------------------------
 
 
@@ -113,7 +122,8 @@ def test_a_dead_voter_is_replaced_and_returns_as_a_client(tmp_path: Path, place:
             await dead.die()
             await made.wait_for_voters("".join(sorted({"0", "1", "2", "3"} - {str(place)})))
             await dead.start()
-            await made.wait_for(lambda: dead.membership.server is None and dead.role is Role.CLIENT)
+            # Its own etcd tells it, long before the list would.
+            await made.wait_for(lambda: dead.membership.server is None and dead.role is Role.CLIENT, MISSING_S / 3)
             assert not dead.config.has_data
             await asyncio.sleep(60)
             assert len(made.voters) == 3
@@ -236,6 +246,19 @@ async def test_drained_and_removed_hosts_lose_their_votes(tmp_path: Path) -> Non
         removal = cluster_codec.encode_removal(Removal("h1", 1.0))
         await made.write(Put(keys.removed_key(gone.host_id), removal))
         await made.wait_for(lambda: gone.host_id not in {m.name for m in made.members}, GRACE_S - 10)
+
+
+@virtual_time
+async def test_changes_keep_their_distance(tmp_path: Path) -> None:
+    """Two hosts are removed for good at the same moment: their seats go one after the other."""
+    async with world(tmp_path, 5) as made:
+        await made.wait_for_voters("01234")
+        for host in made.hosts[3:]:
+            await made.write(Put(keys.removed_key(host.host_id), cluster_codec.encode_removal(Removal("h", 1.0))))
+        await made.wait_for(lambda: len(made.members) == 4)
+        await asyncio.sleep(CHANGE_PAUSE_S - 1)
+        assert len(made.members) == 4
+        await made.wait_for_voters("012", 3)
 
 
 # -- two holders, lost answers ----------------------------------------------------------------------------------------
