@@ -20,7 +20,7 @@ from node.admission import Admission
 from node.core.model import Capacity, Drain, Requirements, TaskSpec
 from pilfer.v1 import nodes_pb2
 from tests.support.api_node import GIB, ApiNode, api_nodes, come, go, host_of, node_record
-from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, FakeEtcd, Fault
+from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, Fault
 from tests.support.fake_membership import MEMBER_ID
 from tests.support.fake_store import FakeStore
 from tests.support.tasks import TIMEOUT_S, new_task, queued, task_id
@@ -393,16 +393,22 @@ async def test_a_removal_that_was_not_answered_is_sent_again(fault: Fault) -> No
         assert is_there(store, keys.removed_key(N2.host_id))
 
 
-async def test_a_node_that_comes_back_in_the_middle_of_a_removal_stays() -> None:
-    """Between the look and the write: the guards see the new session's host record, and the next look the node."""
+@pytest.mark.parametrize("moment", ["before the record is read", "before it is written"])
+async def test_a_node_that_comes_back_in_the_middle_of_a_removal_stays(moment: str) -> None:
+    """One guard each: a record read too late names the new node, whose key is there; one read before has changed."""
     store = FakeStore()
-    async with api_nodes(store, N1, N2) as (n1, n2), FakeEtcd(store, clock=time.monotonic) as other:
-        await go(other, n2.node)
+    async with api_nodes(store, N1, N2) as (n1, n2):
+        await go(n1.etcd, n2.node)
         back = replace(n2.node, id=N3.id)
         came: list[bool] = []
 
         def come_back(method: str, argument: object) -> Fault | None:
-            if method == "txn" and isinstance(argument, Txn) and writes(argument) and not came:
+            is_moment = (
+                argument == Range(keys.host_key(N2.host_id))
+                if moment == "before the record is read"
+                else isinstance(argument, Txn) and writes(argument)
+            )
+            if is_moment and not came:
                 came.append(True)
                 put = (
                     Put(keys.node(back.id), codec.encode_node(back)),
@@ -417,6 +423,24 @@ async def test_a_node_that_comes_back_in_the_middle_of_a_removal_stays() -> None
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert came
         assert not is_there(store, keys.removed_key(N2.host_id))
+
+
+async def test_a_drain_that_comes_after_a_removal_leaves_nothing() -> None:
+    store = FakeStore()
+    async with api_nodes(store, N1, N2) as (n1, n2):
+        await go(n1.etcd, n2.node)
+
+        def remove_it(_method: str, argument: object) -> Fault | None:
+            if isinstance(argument, Txn) and writes(argument):
+                gone = (Put(keys.removed_key(N2.host_id), b""), Delete(keys.host_key(N2.host_id)))
+                store.transact(Txn(success=gone), time.monotonic())
+            return None
+
+        n1.etcd.faults = remove_it
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await drain(n1, "n2")
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert not is_there(store, keys.drained_key(N2.host_id))
 
 
 # -- why ------------------------------------------------------------------------------------------------------------
