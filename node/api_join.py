@@ -5,7 +5,7 @@ name is claimed; the token's use is counted; the certificate is signed; the answ
 by the same host without costing anything again, so that an answer that was lost, a peer that died in between, or a
 second peer asked at once end in one member with one name and one use. The use is counted before the certificate
 leaves: a token good for one host never lets two in. What a refused newcomer leaves behind is at most a claim on a
-name, which counts for two minutes.
+name, which counts for a minute (NAME_CLAIM_S).
 
 The newcomer is not written down anywhere else: it becomes a member by its own first session (`node/host_record.py`),
 with the guards that count (removed hosts, one node per host).

@@ -30,7 +30,7 @@ from node.core.model import Node, Removal
 CLOCK_DIFFERENCE_MAX_S = 30.0
 #: From the answer to a join until the newcomer's node key stands. A newcomer that takes longer keeps its name where
 #: nobody else asks for it.
-NAME_CLAIM_S = 120.0
+NAME_CLAIM_S = 60.0
 NAME_MAX_CHARS = 64
 #: Numbers tried for a made-up name; a cluster has at most some thousand nodes.
 _NUMBERS_MAX = 10_000
@@ -289,5 +289,6 @@ def refusal_of_name(newcomer: Newcomer) -> Refusal:
     return Refusal(
         Why.NAME_TAKEN,
         "name",
-        f"a living node of another host is called {newcomer.name!r}: choose another --name",
+        f"a living node of another host is called {newcomer.name!r}, or was given that name within the last"
+        f" {NAME_CLAIM_S:.0f} s: choose another --name",
     )

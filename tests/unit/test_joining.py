@@ -145,7 +145,7 @@ class _Breaks:
         self.left = times
         self.keys: list[bytes] = []
 
-    async def Join(self, request: nodes_pb2.JoinRequest, context: Any) -> nodes_pb2.JoinResponse:  # noqa: N802
+    async def Join(self, request: nodes_pb2.JoinRequest, context: Any) -> nodes_pb2.JoinResponse:  # noqa: N802  (gRPC's name)
         answer = await self._calls.Join(request, context)
         request_key = x509.load_pem_x509_csr(request.certificate_request).public_key()
         self.keys.append(str(request_key.public_numbers()).encode())  # type: ignore[union-attr]  # an EC key
