@@ -31,6 +31,7 @@ from node.coming_back import find_contacts
 from node.config import Settings
 from node.core.model import Capacity, Node
 from node.core.retention import Limits
+from node.core.voters import takes_vote
 from node.datadir import DataDir, boot_id, machine_id
 from node.datadir import Incarnation as LastRun
 from node.drains import Drains
@@ -305,6 +306,8 @@ class Assembly:
         )
 
     def _record(self, node_id: str, engines: Engines) -> Node:
+        # Who is reached by nobody, or has an etcd that is unfit for company, takes no vote.
+        is_willing = bool(self._place.address) and takes_vote(engines.binary.version)
         return Node(
             id=node_id,
             host_id=self._data.host_id,
@@ -314,8 +317,8 @@ class Assembly:
             started_at=self._started_at,
             address=self._place.address,
             not_enforced=engines.spawner.report.not_enforced,
-            etcd_peer_url=engines.membership.peer_url,
-            etcd_client_url=engines.membership.client_url,
+            etcd_peer_url=engines.membership.peer_url if is_willing else "",
+            etcd_client_url=engines.membership.client_url if is_willing else "",
         )
 
     @property
