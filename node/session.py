@@ -3,6 +3,10 @@
 A thread, a loop and a connection of its own, so that no listing of a million keys and no slow coroutine of the node
 costs the lease. The node's loop sees the session through this class alone; `on_deadline` is the one thing called in
 the session's thread. If the whole process is stopped, nothing here helps: the spawner enforces the deadline.
+
+Nor must it keep a lease for a node whose loop hangs for good: that node would hold its tasks and end none of them. So
+the session asks the node's loop for a sign of life, and breaks where there is none for a long time; then the deadline
+decides.
 """
 
 from __future__ import annotations
@@ -16,7 +20,16 @@ from collections.abc import Callable
 
 from etcd.identity import Identity
 from node.core.model import Host
+from node.core.silence import TURN_S, Silence
 from node.lease_keeper import LeaseKeeper, SessionEtcd
+
+#: Seconds without a sign of life of the node's loop, until it counts as hung. A listing of a million keys holds it for
+#: 3 s on a quiet machine.
+HUNG_AFTER_S = 30
+
+
+class NodeHung(Exception):  # noqa: N818  (named for what is the case)
+    """The node's loop does not run any more: its lease is not kept."""
 
 
 def boottime() -> float:
@@ -53,6 +66,7 @@ class Session:
             clock=boottime,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._node_loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop = asyncio.Event()
         self._revoke = True
@@ -75,6 +89,7 @@ class Session:
         told before this returns."""
         if self._thread is not None:
             raise RuntimeError("the session was opened before")
+        self._node_loop = asyncio.get_running_loop()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, args=(self._loop, timeout_s), name="session", daemon=True)
         self._thread.start()
@@ -132,4 +147,19 @@ class Session:
     async def _join_and_keep(self, timeout_s: float) -> None:
         identity = await self._keeper.join(timeout_s)
         self._opened.set_result(identity)
-        self._lost.set_result(await self._keeper.keep())
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._break_when_node_hangs(), name="session: the node's loop")
+            why = await self._keeper.keep()
+            watching.cancel()
+        self._lost.set_result(why)
+
+    async def _break_when_node_hangs(self) -> None:
+        silence = Silence(time.monotonic(), turns=HUNG_AFTER_S)
+        answered = threading.Event()
+        while self._node_loop is not None and not self._node_loop.is_closed():
+            answered.clear()
+            with contextlib.suppress(RuntimeError):  # closed at this moment: the process ends
+                self._node_loop.call_soon_threadsafe(answered.set)
+            await asyncio.sleep(TURN_S)
+            if silence.is_silent(time.monotonic(), is_answered=answered.is_set()):
+                raise NodeHung(f"the node's loop gave no sign of life for {HUNG_AFTER_S} s: its lease is not kept")

@@ -20,7 +20,8 @@ TURNS = 3
 class Silence:
     """Counts the turns without an answer."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, *, turns: int = TURNS) -> None:
+        self._turns = turns
         self._turn_at = now
         self._unanswered = 0
 
@@ -29,4 +30,4 @@ class Silence:
         is_late = now - self._turn_at > TURN_S + LATE_S
         self._turn_at = now
         self._unanswered = 0 if is_answered or is_late else self._unanswered + 1
-        return self._unanswered >= TURNS
+        return self._unanswered >= self._turns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from etcd.port import Compare, Delete, Put, Range, Relation, Target, Txn
 from node.core.fence import MARGIN_S
 from node.core.model import Capacity, Host
 from node.host_record import HostInUse
-from node.session import Session, boottime
+from node.session import NodeHung, Session, boottime
 from tests.support.etcd_process import EtcdProcess
 from tests.support.tasks import HOST, NOW
 from tests.support.tcp_proxy import TcpProxy
@@ -272,3 +273,22 @@ async def test_a_living_copy_of_the_data_directory_is_refused(etcd_process: Etcd
         with pytest.raises(HostInUse, match="copied"):
             await asyncio.wait_for(copy.open(1), 60)
     assert not [thread for thread in threading.enumerate() if thread.name == "session"]
+
+
+async def test_a_node_that_hangs_for_good_loses_its_lease(
+    etcd_process: EtcdProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session has a thread of its own; it must not speak for a loop that never comes back."""
+    monkeypatch.setattr("node.session.HUNG_AFTER_S", 2)
+    deadlines = Deadlines()
+    session = make_session(etcd_process.client, deadlines, ttl_s=3)
+    await session.open(10)
+    hung_until = boottime() + 9
+    while boottime() < hung_until:
+        time.sleep(0.05)  # noqa: ASYNC251  (the loop hangs: that is the point)
+    assert session.is_at_risk
+    assert deadlines.newest < hung_until - 1
+    with pytest.raises(BaseExceptionGroup) as raised:
+        await asyncio.wait_for(session.wait_lost(), 5)
+    assert raised.group_contains(NodeHung)
+    await session.close()
