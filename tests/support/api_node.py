@@ -6,15 +6,18 @@ A test says how each is doing (`ApiNode.condition`), and stops one by closing it
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
+import pytest
+from google.protobuf.message import Message
+from google.rpc import status_pb2
 
 from etcd import cluster_codec, codec, keys
-from etcd.port import Delete, Put, Txn
+from etcd.port import Delete, Put, Range, Txn
 from etcd.store import TaskStore
 from node.admission import Admission
 from node.api import TaskCalls
@@ -26,10 +29,10 @@ from node.drains import Drains
 from node.node_views import NodeViews
 from node.peer_channels import PeerChannels
 from node.server import node_service
-from pilfer.v1 import nodes_pb2_grpc
-from tests.support.fake_etcd import FakeEtcd
+from pilfer.v1 import nodes_pb2, nodes_pb2_grpc
+from tests.support.fake_etcd import LOST_BEFORE, FakeEtcd, Fault
 from tests.support.fake_store import FakeStore
-from tests.support.tasks import open_store
+from tests.support.tasks import TIMEOUT_S, open_store
 
 GIB = 1 << 30
 STARTED_AT = 1_800_000_000.0
@@ -122,3 +125,59 @@ async def _serve(stack: AsyncExitStack, store: FakeStore, record: Node, admissio
     stack.push_async_callback(server.stop, None)
     await come(etcd, node)
     return made
+
+
+# -- what tests ask of it ----------------------------------------------------------------------------------------------
+
+
+async def listed(node: ApiNode) -> dict[str, nodes_pb2.NodeView]:
+    """ListNodes of this node: by name, in order."""
+    response = await node.stub.ListNodes(nodes_pb2.ListNodesRequest(), timeout=TIMEOUT_S)
+    return {view.node.name: view for view in response.nodes}
+
+
+async def drain(node: ApiNode, name: str, **options: bool) -> nodes_pb2.NodeView:
+    return (await node.stub.Drain(nodes_pb2.DrainRequest(node=name, **options), timeout=TIMEOUT_S)).node
+
+
+async def remove(node: ApiNode, name: str) -> nodes_pb2.RemoveResponse:
+    return await node.stub.Remove(nodes_pb2.RemoveRequest(node=name), timeout=TIMEOUT_S)
+
+
+async def why(node: ApiNode, task_id: str) -> nodes_pb2.WhyResponse:
+    return await node.stub.Why(nodes_pb2.WhyRequest(id=task_id), timeout=TIMEOUT_S)
+
+
+def is_there(store: FakeStore, key: bytes) -> bool:
+    return bool(store.read(Range(key)).kvs)
+
+
+def refused(caught: pytest.ExceptionInfo[grpc.aio.AioRpcError], code: grpc.StatusCode, kind: type[Message]) -> Any:
+    """The typed detail of a refusal."""
+    assert caught.value.code() is code, caught.value.details()
+    packed = dict(caught.value.trailing_metadata() or ())["grpc-status-details-bin"]
+    assert isinstance(packed, bytes)
+    (detail,) = status_pb2.Status.FromString(packed).details
+    message = kind()
+    assert detail.Unpack(message)
+    return message
+
+
+def once(
+    fault: Fault, method: str, wanted: Callable[[Any], bool] = lambda _: True
+) -> Callable[[str, object], Fault | None]:
+    """The first such call fails."""
+    left = [fault]
+    return lambda name, argument: left.pop() if left and name == method and wanted(argument) else None
+
+
+def writes(txn: Txn) -> bool:
+    """Whether it would change anything where its guards hold."""
+    return any(isinstance(op, Put | Delete) for op in txn.success)
+
+
+def no_quorum(method: str, argument: object) -> Fault | None:
+    """Reads that need a quorum fail; those that do not are answered."""
+    ops = argument.success if isinstance(argument, Txn) else (argument,)
+    is_local = all(isinstance(op, Range) and op.serializable for op in ops)
+    return None if is_local or method not in ("txn", "range", "members") else LOST_BEFORE
