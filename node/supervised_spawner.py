@@ -81,8 +81,7 @@ class SupervisedSpawner:
             if not asking.cancelled():
                 asking.result()
 
-    @staticmethod
-    async def _kill_when_silent(spawner: Spawner) -> None:
+    async def _kill_when_silent(self, spawner: Spawner) -> None:
         """Ends when it had to."""
         loop = asyncio.get_running_loop()
         silence = Silence(loop.time())
@@ -91,6 +90,7 @@ class SupervisedSpawner:
             await asyncio.sleep(TURN_S)
             if silence.is_silent(loop.time(), is_answered=spawner.is_answered):
                 log.error("spawner (pid %d) does not answer for %.0f s: killing it", spawner.pid, TURNS * TURN_S)
+                self._up.clear()  # at once: one that hangs in the kernel dies late, and nothing must be claimed for it
                 spawner.kill()
                 return
 
