@@ -10,7 +10,7 @@ import signal
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,6 @@ from etcd.endpoints import ClientTls
 from etcd.errors import StoreError
 from etcd.identity import Identity
 from etcd.port import Delete, Op, Put, Range, Txn
-from etcd.ports import Ports
 from etcd.server import EtcdServer, plan_ports
 from etcd.server_flags import EtcdConfig
 from node.core.model import Capacity, Drain, Node
@@ -229,6 +228,15 @@ async def test_a_voter_that_moves_one_that_lost_its_data_and_one_that_is_drained
         assert after[third.host_id] != before[third.host_id]
         assert after[second.host_id] == before[second.host_id]
 
+        # All of them die at once, and come back: the same members.
+        dead_nodes = [host.node_id for host in made]
+        await asyncio.gather(*(host.die() for host in made))
+        await asyncio.gather(*(host.start() for host in made))
+        for node_id in dead_nodes:
+            await write(first.etcd, Delete(keys.node(node_id)))
+        await wait_for_roles(made, 3)
+        assert {m.name: m.id for m in await first.etcd.members()} == after
+
         # Drained, and nobody to take its seat: it keeps it. A fourth host comes: it takes it.
         await write(first.etcd, Put(keys.drained_key(first.host_id), cluster_codec.encode_drain(Drain(1.0))))
         fourth = Host(3, tmp_path / "host3", first.tls)
@@ -253,9 +261,3 @@ async def test_two_hosts_stay_at_one_voter_and_a_learner_whose_host_dies_is_evic
         assert [h.role for h in made] == [Role.VOTER, Role.CLIENT]
         assert len(await other.etcd.members()) == 1
         assert not other.config().has_data
-
-
-def test_ports_of_a_host_that_is_no_member_are_planned_and_stay(tmp_path: Path) -> None:
-    config = replace(Host(0, tmp_path, make_tls(tmp_path / "pki")).config())
-    planned: Ports = plan_ports(config)
-    assert plan_ports(config) == planned
