@@ -123,8 +123,10 @@ class Sweeper:
             except StoreError as error:
                 log.warning("looking for orphans did not get through, trying again: %s", error)
                 again_s = RETRY_S
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), again_s)
+                async with asyncio.timeout(again_s):
+                    await self._news.wait()
 
     async def _look(self) -> float:
         """Sees to what is due; gives the seconds until something is due again."""
