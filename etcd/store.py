@@ -23,6 +23,7 @@ from enum import StrEnum
 from etcd import codec, keys, transitions
 from etcd.batcher import Applied, Batcher, Lost
 from etcd.errors import OutcomeUnknown, RecordCorrupt, StoreError
+from etcd.fresh import FreshRecords, Versioned
 from etcd.identity import Identity
 from etcd.listing import Page, list_page
 from etcd.port import Etcd, KeyValue, Range, RangeResult, Txn
@@ -30,16 +31,19 @@ from etcd.transitions import Name
 from node.core import lifecycle
 from node.core.model import Outcome, Status, Task
 
+__all__ = [
+    "AlreadyExists",
+    "CancelStep",
+    "Canceled",
+    "Claim",
+    "RunningTasks",
+    "Submitted",
+    "TaskStore",
+    "Versioned",
+]
+
 #: Records read in one RPC: bounded, since each may be a MiB.
 _READ_CHUNK = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Versioned:
-    """A record as it was read."""
-
-    task: Task
-    mod_revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +127,27 @@ class TaskStore:
         self._etcd = etcd
         #: Tasks of which a claim is under way.
         self._claiming: set[str] = set()
+        #: Records of tasks submitted through here.
+        self.fresh = FreshRecords()
 
     # -- submit -------------------------------------------------------------------------------------------------
 
     async def submit(self, task: Task, *, timeout_s: float) -> Submitted:
         """Stores a new task. Raises AlreadyExists when its id is taken by another spec."""
-        transition = transitions.submit(task)
-        return _submitted(task, transition, await self._batcher.apply(transition, timeout_s=timeout_s))
+        (result,) = await self.submit_many([task], timeout_s=timeout_s)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     async def submit_many(
         self, tasks: Sequence[Task], *, timeout_s: float
     ) -> list[Submitted | AlreadyExists | StoreError]:
         """Stores many; the answers in their order, errors among them. `timeout_s` is for all of them together."""
-        answers = await self._batcher.apply_many(map(transitions.submit, tasks), timeout_s=timeout_s)
+        with self.fresh.noting(tasks) as note:
+            answers = await self._batcher.apply_many(map(transitions.submit, tasks), timeout_s=timeout_s)
+            for task, answer in zip(tasks, answers, strict=True):
+                if isinstance(answer, Applied):
+                    note(Versioned(task, answer.revision))
         results: list[Submitted | AlreadyExists | StoreError] = []
         for task, answer in zip(tasks, answers, strict=True):
             if isinstance(answer, Applied):

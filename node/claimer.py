@@ -37,6 +37,8 @@ CLAIM_TIMEOUT_S = 5.0
 CLOSED_LOOK_S = 0.25
 #: After the store failed to answer, before the same tasks are tried again.
 RETRY_DELAY_S = 0.5
+#: For the answer of a submit that etcd has applied, before the record is read after all.
+SUBMIT_ANSWER_MAX_S = 0.02
 
 
 class Claimer:
@@ -123,6 +125,9 @@ class Claimer:
                 self._again.pop(task_id, None)
                 self._view.remove(task_id)
             else:
+                fresh = self._store.fresh.take(task_id)
+                if fresh is not None and fresh.mod_revision == event.kv.mod_revision:
+                    self._read_ahead.hold(fresh)
                 self._view.add(task_id, requirements, now=now, age_s=age_s)
 
     def look(self) -> None:
@@ -202,6 +207,7 @@ class Claimer:
     async def _claim(self, offers: Sequence[Offer], *, is_ahead: bool = False) -> None:
         """Reads the records and claims them; every offer ends won, lost or back in the view."""
         started = time.monotonic()
+        await self._wait_for_submits(offers)
         known = [(offer, self._read_ahead.take(offer.task_id)) for offer in offers]
         unread = [offer for offer, seen in known if seen is None]
         try:
@@ -224,6 +230,17 @@ class Claimer:
         while waiting:
             waiting = await self._send(waiting, now, is_ahead)
         self._round_trip.add(time.monotonic() - started)
+
+    async def _wait_for_submits(self, offers: Sequence[Offer]) -> None:
+        """The news of a task that is submitted through this node may come before the submit's own answer, which
+        brings the record, and sooner than a read does."""
+        for offer in offers:
+            submit = self._store.fresh.find_submit(offer.task_id)
+            if submit is not None:
+                await asyncio.wait([submit], timeout=SUBMIT_ANSWER_MAX_S)
+                fresh = self._store.fresh.take(offer.task_id)
+                if fresh is not None:
+                    self._read_ahead.hold(fresh)
 
     async def _send(
         self, waiting: Sequence[tuple[Offer, Versioned]], now: float, is_ahead: bool

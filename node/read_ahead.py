@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 #: Records held, and how few are left when the next are read. A record may have 1 MiB, most have some hundred bytes.
 HELD_MAX = 64
 LOW = 24
+#: Held in all, with those submitted through this node.
+ALL_MAX = 256
 
 
 class ReadAhead:
@@ -37,6 +39,11 @@ class ReadAhead:
     def take(self, task_id: str) -> Versioned | None:
         """The record, if it is here; it is not any more then."""
         return self._held.pop(task_id, None)
+
+    def hold(self, seen: Versioned) -> None:
+        """A record that is known without reading it."""
+        if len(self._held) < ALL_MAX:
+            self._held[seen.task.id] = seen
 
     def drop(self, task_id: str) -> None:
         """It is not as it was."""
