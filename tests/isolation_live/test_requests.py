@@ -71,7 +71,7 @@ async def test_garbage_does_not_end_it(raw: RawSpawner) -> None:
         for sock in (raw.requests, raw.control):
             sock.send(bytes(data[: random_source.randrange(1, len(data) + 1)]))
             await asyncio.to_thread(raw.drain)
-    for odd in (b"[", b"[1]", b"[1,2,3]", b'[2,"Close",{}]', b'[1,"Launch",[]]', b"m", b"mx", b"[" * 10_000):
+    for odd in (b"[", b"[1]", b"[1,2,3]", b'[1,"Close",{}]', b'[2,"Launch",[]]', b"m", b"mx", b"[" * 10_000):
         raw.requests.send(odd)
         raw.control.send(odd)
         await asyncio.to_thread(raw.drain)
