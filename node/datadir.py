@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from node.files import TEMPORARY_PREFIX, write_atomic
+from node.host_lock import HostIdBusy, HostLock, runtime_directory
 
 _SUBDIRECTORIES: Final = ("etcd", "pki", "logs", "scratch")
 _FILES: Final = ("lock", "host_id", "incarnation.json", "cluster.json", "node.toml", "node.sock")
@@ -97,10 +98,11 @@ class DataDir:
     Made by `open`. The lock's descriptor is close-on-exec, so that no child can keep a dead node's lock.
     """
 
-    def __init__(self, path: Path, lock_fd: int, host_id: str) -> None:
+    def __init__(self, path: Path, lock_fd: int, host_id: str, host_lock: HostLock | None) -> None:
         self.path = path
         self.host_id = host_id
         self._lock_fd: int | None = lock_fd
+        self._host_lock = host_lock
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -116,7 +118,8 @@ class DataDir:
             try:
                 for name in _SUBDIRECTORIES:
                     (path / name).mkdir(mode=0o700, exist_ok=True)
-                return cls(path, lock_fd, _host_id(path / "host_id"))
+                host_id = _host_id(path / "host_id")
+                return cls(path, lock_fd, host_id, _take_host_lock(path, host_id))
             except BaseException:
                 os.close(lock_fd)
                 raise
@@ -125,6 +128,8 @@ class DataDir:
 
     def close(self) -> None:
         """Gives the lock back. Again: does nothing. The lock file stays: removing it would let two nodes in."""
+        if self._host_lock is not None:
+            self._host_lock.close()
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -229,6 +234,17 @@ def _take_lock(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _take_host_lock(path: Path, host_id: str) -> HostLock | None:
+    """Raises DataDirError where a node of this host id lives on this machine, in another directory."""
+    try:
+        return HostLock.take(host_id, runtime_directory())
+    except HostIdBusy as busy:
+        raise DataDirError(
+            f"{path} has the host id of a node that runs here in another directory ({busy}): was the data directory "
+            "copied? Two nodes must not share a host id: give this one an empty --data-dir and join with a token"
+        ) from None
 
 
 def _host_id(path: Path) -> str:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -124,10 +125,13 @@ def test_a_joining_node_is_listed_and_gets_work(lab: Lab) -> None:
 
 
 def test_a_copied_data_directory_is_refused(lab: Lab) -> None:
-    """Two nodes of one host id: the second must not take the place of the living first."""
+    """Two nodes of one host id, here even on one machine: the second must not take the place of the living first, nor
+    end its tasks as leftovers of its own."""
     if "b" not in lab.nodes:
         lab.grow("b")
     original = lab.nodes["b"]
+    placed = lab.spread(1)
+    before = {view.name: view.id for view in lab.views()}
     place = lab.network.add("copy")
     copied = lab.directory / "copied"
     shutil.copytree(original.data_dir, copied, ignore=shutil.ignore_patterns("*.sock", "lock", "logs", "scratch"))
@@ -138,7 +142,11 @@ def test_a_copied_data_directory_is_refused(lab: Lab) -> None:
         assert "copied" in refusal(node, 60.0)
     finally:
         node.end()
-    lab.wait_ready()
+    assert {view.name: view.id for view in lab.views()} == before
+    for ids in placed.values():
+        lab.witness.wait_beat_after(ids[0], time.monotonic())
+        assert len(lab.witness.runs.of(ids[0])) == 1
+    lab.clear()
 
 
 def test_a_removed_node_stays_out(lab: Lab) -> None:
