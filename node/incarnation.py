@@ -125,11 +125,6 @@ class Incarnation:
         return self._claimer.held_for
 
     @property
-    def held_for(self) -> str:
-        """Id of the task that free capacity is held for; empty: none."""
-        return self._claimer.held_for or ""
-
-    @property
     def drain(self) -> Drain | None:
         """There while this host is drained."""
         return self._drained.get(self.identity.host_id)
