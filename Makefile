@@ -32,7 +32,7 @@ fix: setup ## Repair what can be repaired by a program: lint, format, stubs
 	scripts/protos.sh
 
 test: setup-tests ## All tests that this machine can run (under 10 minutes); REQUIRE=etcd,isolation,witness forbids skips
-	$(PYTEST)
+	$(PYTEST) -m "not long"
 
 test-fast: setup ## Unit tests and the contract on the fake etcd (under 60 s)
 	$(PYTEST) -q -m "not etcd and not isolation and not node and not witness" tests/unit tests/contract
@@ -46,7 +46,7 @@ test-isolation: setup ## What needs root and cgroups: sandboxes, limits, leaks
 test-node: setup ## Whole nodes: API, command line, restart, kill -9
 	$(PYTEST) tests/node_live
 
-test-cluster: setup ## Clusters of nodes in network namespaces: faults by pid, signal and link
+test-cluster: setup ## Clusters of nodes in network namespaces: faults by pid, signal and link (5 minutes)
 	$(PYTEST) tests/cluster_live
 
 bench: setup ## Measure, beside xargs on the same machine, into docs/benchmarks.md

@@ -12,6 +12,7 @@ from tests.cluster_live.test_death import still_the_first
 from tests.support.lab import LEASE_TTL_S, Lab, LabNode
 
 pytestmark = pytest.mark.cluster
+LONG = pytest.mark.long
 
 Cut = Callable[[Lab, LabNode], None]
 #: Healed before the lease can run out.
@@ -36,7 +37,7 @@ def partition(lab: Lab, node: LabNode) -> None:
     lab.network.partition([node.name], [name for name in lab.nodes if name != node.name])
 
 
-@pytest.mark.parametrize("who", ["a follower", "the leader"])
+@pytest.mark.parametrize("who", [pytest.param("a follower", marks=LONG), "the leader"])
 def test_a_cut_of_three_seconds_kills_no_task(lab: Lab, note: Note, who: str) -> None:
     placed = lab.spread()
     victim = lab.get_leader() if "leader" in who else lab.get_follower()
@@ -51,10 +52,10 @@ def test_a_cut_of_three_seconds_kills_no_task(lab: Lab, note: Note, who: str) ->
     ("cut", "who"),
     [
         (unplug, "a follower"),
-        (unplug, "the leader"),
-        (partition, "the leader"),
-        (lose_all_it_sends, "a follower"),
-        (lose_all_it_is_sent, "a follower"),
+        pytest.param(unplug, "the leader", marks=LONG),
+        pytest.param(partition, "the leader", marks=LONG),
+        pytest.param(lose_all_it_sends, "a follower", marks=LONG),
+        pytest.param(lose_all_it_is_sent, "a follower", marks=LONG),
     ],
 )
 def test_a_node_that_is_cut_off(lab: Lab, note: Note, cut: Cut, who: str) -> None:
@@ -72,6 +73,7 @@ def test_a_node_that_is_cut_off(lab: Lab, note: Note, cut: Cut, who: str) -> Non
     assert again < 20.0
 
 
+@LONG
 def test_two_that_do_not_reach_each_other_go_on_through_the_third(lab: Lab) -> None:
     leader = lab.get_leader()
     one, other = (node for node in lab.nodes.values() if node is not leader)

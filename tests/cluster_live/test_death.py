@@ -14,6 +14,7 @@ from tests.support.lab import LEASE_TTL_S, Lab
 from tests.support.wait import wait_until_sync
 
 pytestmark = pytest.mark.cluster
+LONG = pytest.mark.long
 
 #: What runs must be let beat on for, to say that they were not touched.
 STEADY_S = 1.0
@@ -88,7 +89,7 @@ def test_kill_9_of_a_spawner(lab: Lab, note: Note) -> None:
     assert again < 10.0
 
 
-@pytest.mark.parametrize("part", ["node", "etcd", "spawner"])
+@pytest.mark.parametrize("part", ["node", pytest.param("etcd", marks=LONG), pytest.param("spawner", marks=LONG)])
 def test_a_stop_shorter_than_the_lease_changes_nothing(lab: Lab, part: str) -> None:
     placed = lab.spread(1)
     victim = lab.get_follower()
@@ -99,7 +100,15 @@ def test_a_stop_shorter_than_the_lease_changes_nothing(lab: Lab, part: str) -> N
     still_the_first(lab, [task_id for ids in placed.values() for task_id in ids])
 
 
-@pytest.mark.parametrize("parts", [("node",), ("node", "spawner"), ("spawner", "node", "etcd")], ids="+".join)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("node",),
+        pytest.param(("node", "spawner"), marks=LONG),
+        pytest.param(("spawner", "node", "etcd"), marks=LONG),
+    ],
+    ids="+".join,
+)
 def test_a_node_that_stands_still_longer_than_the_lease(lab: Lab, note: Note, parts: tuple[str, ...]) -> None:
     placed = lab.spread()
     victim = lab.get_follower()
@@ -125,6 +134,7 @@ def test_a_spawner_that_stands_still_is_replaced(lab: Lab, note: Note) -> None:
     assert again < 30.0
 
 
+@LONG
 def test_an_etcd_that_stands_still_costs_no_task(lab: Lab) -> None:
     """Its node goes on through the other voters."""
     placed = lab.spread(1)

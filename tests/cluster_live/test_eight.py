@@ -72,6 +72,7 @@ def test_a_task_that_fits_only_one_node_goes_there(lab: Lab) -> None:
     assert lab.places_of([task_id])[task_id] == BIG
 
 
+@pytest.mark.long
 def test_a_big_task_is_not_starved_by_small_ones(lab: Lab) -> None:
     """It needs all of the big node, which small tasks would keep filling."""
     small = lab.submit(*[lab.witness.task(TASK_S, cpu=1.0)] * int(CPU * (len(EQUAL) + 2) * TASKS_PER_CPU))
