@@ -314,7 +314,11 @@ class Membership:
 
     async def _start_server(self, config: EtcdConfig) -> None:
         server = self._make_server(config, self._wake.set)
-        await server.start()
+        try:
+            await server.start()
+        except BaseException:
+            await server.stop()  # canceled in between, it may run already
+            raise
         self._server = server
         self._seat_id = self._missing_since = None
         own = server.client_address
