@@ -183,7 +183,8 @@ class Lane(Generic[PayloadT, AnswerT]):
 
     def _stop_lingering(self) -> None:
         self._linger_handle = None
-        if self._waiting and len(self._sending) < self._limits.in_flight:
+        # Those for which the time was set may have left with others, and what waits now has come since.
+        if self._waiting and len(self._sending) < self._limits.in_flight and not self._pause_s():
             self._start()
         self._pump()
 
