@@ -81,6 +81,7 @@ def test_it_is_gone_from_the_environment() -> None:
 @pytest.mark.parametrize("text", ["", "start", "a"])
 def test_what_is_too_short_for_a_secret_stays(text: str) -> None:
     with program("start", "--token", "a") as process:
+        ask(process, "nothing of the kind")  # it runs; before its exec there is nothing to be seen
         before = shown(process, "cmdline"), shown(process, "environ")
         assert ask(process, text) == "True a None"
         assert (shown(process, "cmdline"), shown(process, "environ")) == before

@@ -13,10 +13,10 @@ import pytest
 from etcd import codec, keys
 from etcd.batcher import Batcher
 from etcd.port import Delete, Put, Range, Txn
-from node.api_log import RecordFollower
 from node.api_watch import WatchCall
 from node.core.model import Status
 from node.core.retention import Limits
+from node.log_record import RecordFollower
 from node.own_keys import OwnKeys
 from node.retention import Retention
 from node.sweeper import Sweeper
