@@ -25,8 +25,8 @@ from etcd.errors import OutcomeUnknown, StoreError, StoreUnavailable
 _SKIPS_MAX = 200
 #: How late a deadline may be noticed.
 _EXPIRY_TICK_S = 0.1
-#: So many items in so short a time are "many": more than one client causes that submits a task when the last has ended.
-_BUSY_ITEMS = 24
+#: So many items in so short a time are "many".
+_BUSY_ITEMS = 8
 _BUSY_WITHIN_S = 0.05
 _BACKOFF_FIRST_S = 0.02
 _BACKOFF_MAX_S = 1.0

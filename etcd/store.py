@@ -17,8 +17,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 from etcd import codec, keys, transitions
 from etcd.batcher import Applied, Batcher, Lost
@@ -27,6 +25,7 @@ from etcd.fresh import FreshRecords, Versioned
 from etcd.identity import Identity
 from etcd.listing import Page, list_page
 from etcd.port import Etcd, KeyValue, Range, RangeResult, Txn
+from etcd.store_values import AlreadyExists, Canceled, CancelStep, Claim, RunningTasks, Submitted
 from etcd.transitions import Name
 from node.core import lifecycle
 from node.core.model import Outcome, Status, Task
@@ -44,60 +43,6 @@ __all__ = [
 
 #: Records read in one RPC: bounded, since each may be a MiB.
 _READ_CHUNK = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The right to run a task, as long as the running key has this create_revision and the node key lives."""
-
-    task: Task
-    mod_revision: int
-    #: create_revision of the running key: the claim's identity and the task's fence token.
-    fence_revision: int
-    identity: Identity
-
-
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    task: Task
-    #: False: it was there already, with the same spec.
-    created: bool
-
-
-class AlreadyExists(Exception):  # noqa: N818  (named for what is the case, as the errors of this package)
-    """A task of this id is there, with another spec."""
-
-    def __init__(self, task_id: str) -> None:
-        super().__init__(f"task {task_id} exists already, with another spec")
-        self.task_id = task_id
-
-
-class CancelStep(StrEnum):
-    """How far a cancel got."""
-
-    #: It will never run (again).
-    CANCELED = "canceled"
-    #: It runs; its node has been told to end it.
-    REQUESTED = "requested"
-    #: It had ended; nothing was changed.
-    ALREADY_ENDED = "already_ended"
-    NOT_FOUND = "not_found"
-
-
-@dataclass(frozen=True, slots=True)
-class Canceled:
-    step: CancelStep
-    #: As it is now; None where there is none.
-    task: Task | None
-
-
-@dataclass(frozen=True, slots=True)
-class RunningTasks:
-    #: Ids of the nodes whose keys are there.
-    nodes: tuple[str, ...]
-    #: (node id, task id) of every running key.
-    tasks: tuple[tuple[str, str], ...]
-    revision: int
 
 
 class _Deadline:
@@ -294,19 +239,34 @@ class TaskStore:
     # -- the end of a claim ---------------------------------------------------------------------------------------
 
     async def finish(
-        self, claim: Claim, outcome: Outcome, *, started_at: float | None, now: float, timeout_s: float
+        self,
+        claim: Claim,
+        outcome: Outcome,
+        *,
+        started_at: float | None,
+        now: float,
+        timeout_s: float,
+        is_patient: bool = False,
     ) -> Task | None:
         """Writes complete, or failed where it could not be run; also when a cancel was requested meanwhile.
-        None: it is no longer mine."""
+        None: it is no longer mine. is_patient: as in `claim_many`."""
         return await self._end_claim(
             Name.FINISH,
             claim,
             lambda task: lifecycle.finish(task, outcome, started_at=started_at, now=now),
             timeout_s,
+            is_patient,
         )
 
     async def give_back(
-        self, claim: Claim, outcome: Outcome, *, started_at: float | None, now: float, timeout_s: float
+        self,
+        claim: Claim,
+        outcome: Outcome,
+        *,
+        started_at: float | None,
+        now: float,
+        timeout_s: float,
+        is_patient: bool = False,
     ) -> Task | None:
         """Queues it again, or ends it where it must not run again. Its processes must be gone.
         None: it is no longer mine."""
@@ -315,10 +275,18 @@ class TaskStore:
             claim,
             lambda task: lifecycle.give_back(task, outcome, started_at=started_at, now=now),
             timeout_s,
+            is_patient,
         )
 
     async def confirm_cancel(
-        self, claim: Claim, outcome: Outcome, *, started_at: float | None, now: float, timeout_s: float
+        self,
+        claim: Claim,
+        outcome: Outcome,
+        *,
+        started_at: float | None,
+        now: float,
+        timeout_s: float,
+        is_patient: bool = False,
     ) -> Task | None:
         """Writes canceled. Its processes must be gone. None: it is no longer mine."""
         return await self._end_claim(
@@ -326,9 +294,12 @@ class TaskStore:
             claim,
             lambda task: lifecycle.cancel(task, now=now, outcome=outcome, started_at=started_at),
             timeout_s,
+            is_patient,
         )
 
-    async def _end_claim(self, name: Name, claim: Claim, step: Callable[[Task], Task], timeout_s: float) -> Task | None:
+    async def _end_claim(
+        self, name: Name, claim: Claim, step: Callable[[Task], Task], timeout_s: float, is_patient: bool
+    ) -> Task | None:
         deadline = _Deadline(timeout_s)
         seen = Versioned(claim.task, claim.mod_revision)
         while True:
@@ -341,7 +312,7 @@ class TaskStore:
                 identity=claim.identity,
                 fence_revision=claim.fence_revision,
             )
-            answer = await self._batcher.apply(transition, timeout_s=deadline.left_s(), is_patient=True)
+            answer = await self._batcher.apply(transition, timeout_s=deadline.left_s(), is_patient=is_patient)
             if isinstance(answer, Applied) or _is_mine(answer, transition):
                 return after
             record, running = answer.reads

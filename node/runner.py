@@ -344,7 +344,15 @@ class Runner:
         write, now = writes[verdict], time.time()
 
         async def once() -> Task | None:
-            return await write(run.claim, outcome, started_at=run.started_at, now=now, timeout_s=WRITE_TIMEOUT_S)
+            return await write(
+                run.claim,
+                outcome,
+                started_at=run.started_at,
+                now=now,
+                timeout_s=WRITE_TIMEOUT_S,
+                # Claims that wait for room tell a backlog: nothing here is idle for want of this write.
+                is_patient=bool(self._waiting),
+            )
 
         try:
             after = await self._until_answered(once, f"{verdict.value} of task {run.task.id}")

@@ -72,7 +72,7 @@ async def test_few_patient_ones_do_not_wait() -> None:
     """A lone task's way must not pass through a timer."""
     async with opened() as (batcher, clocked):
         load = Load(batcher)
-        await load.send(50, 0.005)
+        await load.send(50, 0.010)
         assert len(clocked.left) == 50
         assert max(load.waited_s) < PACE_S / 4
 

@@ -112,7 +112,7 @@ async def test_a_backlog_runs_through_without_ever_exceeding_the_capacity(tmp_pa
 @virtual_time
 async def test_what_finds_no_room_in_time_is_given_back_and_uses_no_attempt(tmp_path: Path) -> None:
     async with claiming_ahead(tmp_path) as (shell, _):
-        waiting = set(running_keys(shell)) - set(shell.spawner.alive)
+        waiting = set(running_keys(shell)) - set(shell.spawner.sandboxes)
         assert waiting
         await asyncio.sleep(WAIT_MAX_S + 0.2)
         assert sorted(running_keys(shell)) == sorted(shell.spawner.alive), "kept from others for too long"
@@ -158,7 +158,7 @@ async def test_nothing_is_claimed_ahead_of_a_short_queue(tmp_path: Path) -> None
 @virtual_time
 async def test_a_cancel_of_a_task_that_waits_for_room_is_confirmed_without_starting_it(tmp_path: Path) -> None:
     async with claiming_ahead(tmp_path) as (shell, _):
-        task_id = min(set(running_keys(shell)) - set(shell.spawner.alive))
+        task_id = min(set(running_keys(shell)) - set(shell.spawner.sandboxes))
         await shell.store.cancel(task_id, now=NOW, timeout_s=TIMEOUT_S)
         await asyncio.sleep(WAIT_MAX_S / 2)
         task = (await read_one(shell.store, task_id)).task
