@@ -289,7 +289,7 @@ def situations(draw: st.DrawFn) -> View:
 
 
 @given(situations())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_no_step_does_harm(view: View) -> None:
     step = next_step(view)
     seated = [member for member in view.members if not member.is_learner]
