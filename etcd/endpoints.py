@@ -122,7 +122,7 @@ class Endpoints:
 
     def current(self) -> Endpoint:
         """The endpoint to use now; must be called on the loop that the client lives on. Raises StoreUnavailable while
-        no address is known at all."""
+        no address is known at all, or where no connection can be made."""
         addresses = self._known()
         if not addresses:
             raise StoreUnavailable("no address of any member of etcd is known")
@@ -181,9 +181,14 @@ class Endpoints:
         return addresses
 
     def _endpoint(self, address: str) -> Endpoint:
+        """Raises StoreUnavailable where the certificates cannot be read now (too many open files, a disk that does
+        not answer): that costs whoever calls this call, as a member that is down does."""
         endpoint = self._made.get(address)
         if endpoint is None:
-            endpoint = self._made[address] = Endpoint(address, self._tls)
+            try:
+                endpoint = self._made[address] = Endpoint(address, self._tls)
+            except OSError as error:
+                raise StoreUnavailable(f"the certificates for etcd at {address} cannot be read: {error}") from error
         return endpoint
 
     def _look_back(self, first: str) -> None:
@@ -197,7 +202,7 @@ class Endpoints:
         question = pb.RangeRequest(key=b"\0", count_only=True)
         try:
             await self._endpoint(first).kv.Range(question, timeout=RETURN_PROBE_S)
-        except grpc.aio.AioRpcError:
+        except (grpc.aio.AioRpcError, StoreUnavailable):
             return
         if self._known()[:1] == (first,):
             self._current = first
@@ -207,7 +212,9 @@ class Endpoints:
         for address, since in list(self._vanished.items()):
             if now - since >= CLOSE_AFTER_S:
                 del self._vanished[address]
-                self._start(self._close(self._made.pop(address)))
+                # `_renew` may have closed it before.
+                if (endpoint := self._made.pop(address, None)) is not None:
+                    self._start(self._close(endpoint))
 
     async def _close(self, endpoint: Endpoint) -> None:
         await endpoint.channel.close()

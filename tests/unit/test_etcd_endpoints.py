@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from etcd import endpoints
 from etcd.client import EtcdClient
-from etcd.endpoints import Endpoint, Endpoints
+from etcd.endpoints import ClientTls, Endpoint, Endpoints
 from etcd.errors import StoreUnavailable
 from etcd.port import Range
 from tests.support.wait import wait_until
@@ -86,6 +87,28 @@ async def test_a_connection_to_an_address_that_vanished_is_closed_later(
     await wait_until(is_closed, what="it is closed")
     known.addresses = ("h:1",)
     assert used.current() is not first
+
+
+async def test_one_that_vanished_and_was_given_up_as_too_old_is_closed_once(
+    used: Endpoints, known: List, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A voter is removed whose connection is older than an hour, and a stream on it breaks."""
+    first = used.current()
+    known.addresses = ("h:2",)
+    assert used.current().address == "h:2"
+    monkeypatch.setattr(endpoints, "CHANNEL_LIFE_S", 0.0)
+    used.rotate(first)
+    monkeypatch.setattr(endpoints, "CLOSE_AFTER_S", 0.0)
+    assert used.current().address == "h:2"
+
+
+async def test_papers_that_cannot_be_read_are_an_error_of_the_store(tmp_path: Path) -> None:
+    """Too many open files, or a disk that does not answer: a call fails, and not whatever made it."""
+    lacking = tmp_path / "none.pem"
+    client = EtcdClient(["127.0.0.1:1"], ClientTls(lacking, lacking, lacking))
+    with pytest.raises(StoreUnavailable, match=r"none\.pem"):
+        await client.range(Range(b"a"))
+    await client.close()
 
 
 async def test_an_old_connection_that_fails_is_made_anew(used: Endpoints, monkeypatch: pytest.MonkeyPatch) -> None:
