@@ -51,7 +51,7 @@ from etcd.port import (
     TxnResult,
     WatchBatch,
 )
-from etcd.translate import ROTATES, error_of, is_canceled_from_outside
+from etcd.translate import NOT_TAKEN, ROTATES, error_of, is_canceled_from_outside
 from etcd.watch_stream import ResumingWatch
 
 _Answer = TypeVar("_Answer")
@@ -254,7 +254,7 @@ class EtcdClient:
             except grpc.aio.AioRpcError as error:
                 if error.code() in ROTATES:
                     self._endpoints.rotate(endpoint)
-                    if attempts_left and error.code() is grpc.StatusCode.UNAVAILABLE and time.monotonic() < deadline:
+                    if attempts_left and error.code() in NOT_TAKEN and time.monotonic() < deadline:
                         continue
                 raise error_of(error, endpoint.address, may_be_applied=False) from error
             except asyncio.CancelledError:

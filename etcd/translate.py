@@ -26,7 +26,7 @@ from etcd.errors import (
 )
 
 #: After these another endpoint is tried: this one is down, frozen, or cut off from its quorum (etcd answers UNKNOWN
-#: "context deadline exceeded" then).
+#: "context deadline exceeded" then), or is no etcd (any more).
 ROTATES = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -34,8 +34,11 @@ ROTATES = frozenset(
         grpc.StatusCode.UNKNOWN,
         grpc.StatusCode.CANCELLED,
         grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNIMPLEMENTED,
     }
 )
+#: Of those, after which a read may be sent to the next member at once: this one did not even take it.
+NOT_TAKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED})
 
 #: Refusals by which etcd says that it applied nothing: (code, part of the text) -> error. In etcd's source:
 #: api/v3rpc/rpctypes/error.go.
@@ -62,7 +65,8 @@ _REFUSALS: tuple[tuple[grpc.StatusCode, str, type[StoreError]], ...] = (
     (grpc.StatusCode.INVALID_ARGUMENT, "", InvalidRequest),
     (grpc.StatusCode.FAILED_PRECONDITION, "", InvalidRequest),
     (grpc.StatusCode.NOT_FOUND, "", InvalidRequest),
-    (grpc.StatusCode.UNIMPLEMENTED, "", InvalidRequest),
+    # No etcd: a node of ours, perhaps, that has the port by now on which a member was.
+    (grpc.StatusCode.UNIMPLEMENTED, "", StoreUnavailable),
     (grpc.StatusCode.UNAUTHENTICATED, "", StoreUnavailable),
     (grpc.StatusCode.PERMISSION_DENIED, "", StoreUnavailable),
 )

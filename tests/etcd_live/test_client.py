@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 
+import grpc
 import pytest
 
 from etcd.client import EtcdClient
@@ -151,6 +152,29 @@ async def test_a_dead_endpoint_is_passed_over(etcd_process: EtcdProcess) -> None
     async with EtcdClient(endpoints, etcd_process.tls) as client:
         client.use_next_endpoint()
         await put(client, b"/c")
+
+
+async def test_a_port_that_is_no_etcds_any_more_is_passed_over(etcd_process: EtcdProcess) -> None:
+    """A node of ours may have the port on which a member was: grpc, the same authority, and no etcd."""
+    tls = etcd_process.tls
+    stranger = grpc.aio.server()
+    papers = [(tls.key.read_bytes(), tls.cert.read_bytes())]
+    port = stranger.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(papers, tls.ca.read_bytes(), True))
+    await stranger.start()
+    endpoints = [f"127.0.0.1:{port}", etcd_process.address]
+    try:
+        async with EtcdClient(endpoints, tls) as client:
+            assert (await client.range(Range(b"/a"))).count == 0
+        async with EtcdClient(endpoints, tls) as client:
+            with pytest.raises(StoreUnavailable):  # definite: nothing was written
+                await put(client, b"/a")
+            await put(client, b"/a")
+        async with EtcdClient(endpoints, tls) as client, client.watch([ALL]) as batches:
+            async with etcd_process.client() as other:
+                await put(other, b"/b")
+            assert [event.kv.key for event in (await asyncio.wait_for(anext(batches), 20)).events] == [b"/b"]
+    finally:
+        await stranger.stop(None)
 
 
 async def test_a_hundred_failures_at_once_rotate_once(etcd_process: EtcdProcess) -> None:

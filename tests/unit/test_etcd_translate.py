@@ -55,7 +55,7 @@ DEFINITE: list[tuple[Code, str, type[StoreError]]] = [
     (Code.FAILED_PRECONDITION, "etcdserver: Peer URLs already exists", MembershipRefused),
     (Code.FAILED_PRECONDITION, "etcdserver: not leader", MembershipRefused),
     (Code.FAILED_PRECONDITION, "etcdserver: lease already exists", InvalidRequest),
-    (Code.UNIMPLEMENTED, "unknown method", InvalidRequest),
+    (Code.UNIMPLEMENTED, "Method not found!", StoreUnavailable),
     (Code.UNAUTHENTICATED, "etcdserver: invalid auth token", StoreUnavailable),
 ]
 
