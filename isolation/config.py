@@ -29,3 +29,6 @@ class SpawnerConfig:
     #: uid_base where the count is 1. Group likewise.
     uid_base: int = NOBODY
     uid_count: int = 1
+    #: A file that the spawner locks for its life, so that the next one begins when this one is gone
+    #: (`isolation/succession.py`); made if absent. None: whoever starts it makes sure of that.
+    lock: Path | None = None

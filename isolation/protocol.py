@@ -326,6 +326,7 @@ def _config_fields(config: SpawnerConfig) -> dict[str, Any]:
     fields = asdict(config)
     fields["scratch_root"] = str(config.scratch_root)
     fields["hidden"] = [str(path) for path in config.hidden]
+    fields["lock"] = None if config.lock is None else str(config.lock)
     return fields
 
 
@@ -333,6 +334,7 @@ def _read_config(f: _Fields) -> SpawnerConfig:
     return SpawnerConfig(
         host_id=f.id("host_id"),
         scratch_root=Path(f.text("scratch_root")),
+        lock=None if (lock := f.optional_text("lock")) is None else Path(lock),
         shares=_read_mounts(f.objects("shares")),
         allow_host_network=f.flag("allow_host_network"),
         hidden=tuple(Path(path) for path in f.texts("hidden")),

@@ -30,7 +30,7 @@ from collections import deque
 
 import prctl  # type: ignore[import-untyped]  # the library has no stubs
 
-from isolation import kernel, leftovers, memory, namespaces, plan, privileges, protocol
+from isolation import kernel, leftovers, memory, namespaces, plan, privileges, protocol, succession
 from isolation.config import SpawnerConfig
 from isolation.errors import HostLacks, ProtocolError, StepFailed, explain
 from isolation.fence import Fence
@@ -87,6 +87,8 @@ class Spawner:
         # Before any other file is opened, which might get the number that is theirs.
         self._notices = _report_sockets()
         privileges.raise_own_nofile()
+        # Never closed: it is given back when this process is gone.
+        self._lock = succession.succeed(self._config.lock, log) if self._config.lock is not None else None
         killed, stuck = leftovers.clean(self._config.host_id)
         if killed or stuck:
             log("leftovers", killed=killed, stuck=[str(path) for path in stuck])

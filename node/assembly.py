@@ -54,7 +54,6 @@ from node.server import Listen, serving
 from node.services import Services
 from node.session import Session
 from node.store_duties import StoreDuties, remove_logs
-from node.supervised_spawner import SupervisedSpawner
 from node.voters_duty import VotersDuty
 from node.whereabouts import Whereabouts
 from pilfer.version import VERSION
@@ -166,7 +165,7 @@ class Assembly:
         lives = self._lives = Lives(
             around,
             lambda: self._session(engines),
-            on_begin=lambda session, identity: self._remember(session, identity, engines.spawner),
+            on_begin=self._remember,
         )
         drains.on_change = lambda: lives.set_drained(drains.drained)
         identity = await lives.begin()
@@ -251,10 +250,10 @@ class Assembly:
 
     async def _end_last_run(self, etcd: EtcdClient) -> None:
         """Revokes the lease of the last run on this host, whose processes the spawner's start has ended, so that its
-        tasks are requeued at once and not after the lease's time. Only on the machine and boot that it ran on: in a
-        copied directory it is the lease of a node that lives elsewhere."""
+        tasks are requeued at once and not after the lease's time. Only on the machine and boot that it ran on, and in
+        the directory that it was written in: in a copy it is the lease of a node that may live."""
         last = self._data.find_incarnation()
-        if last is not None and last.is_of_this_boot:
+        if last is not None and last.is_of_this_boot and last.directory == self._data.identity:
             log.info("node=%s was the last run here: revoking its lease", last.node_id)
             try:
                 await etcd.lease_revoke(last.lease_id)
@@ -327,7 +326,7 @@ class Assembly:
         is_given = self._settings.origins.get("name", "default") != "default"
         return self._settings.name if is_given else self._foothold.memory.name
 
-    def _remember(self, session: Session, identity: Identity, spawner: SupervisedSpawner) -> None:
+    def _remember(self, session: Session, identity: Identity) -> None:
         """For the next start on this host, should this run not end in order."""
         self._data.write_incarnation(
             LastRun(
@@ -335,7 +334,7 @@ class Assembly:
                 lease_id=session.lease_id,
                 machine_id=machine_id(),
                 boot_id=boot_id(),
-                spawner_pid=spawner.pid,
+                directory=self._data.identity,
             )
         )
 

@@ -5,6 +5,7 @@ gives the lock back when the process dies, however it dies. The directory is 070
 node runs as, since the unix socket in it is the local administrator's door and `pki/` holds the cluster's keys.
 
     lock               flock(2); holds the pid, for people
+    spawner.lock       the same of the spawner, which may outlive the node for a moment (isolation/succession.py)
     host_id            a UUID, made once: finds this host's logs again after a restart
     incarnation.json   the last run: what the next one has to make sure is gone
     cluster.json       the cluster that this host belongs to, and where it is (node/cluster_memory.py)
@@ -33,7 +34,7 @@ from node.files import TEMPORARY_PREFIX, write_atomic
 from node.host_lock import HostIdBusy, HostLock, runtime_directory
 
 _SUBDIRECTORIES: Final = ("etcd", "pki", "logs", "scratch")
-_FILES: Final = ("lock", "host_id", "incarnation.json", "cluster.json", "node.toml", "node.sock")
+_FILES: Final = ("lock", "spawner.lock", "host_id", "incarnation.json", "cluster.json", "node.toml", "node.sock")
 
 _MACHINE_ID: Final = Path("/etc/machine-id")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -58,16 +59,16 @@ class DataDirBusy(DataDirError):  # noqa: N818  (named after what is so, as in t
 class Incarnation:
     """One run of the node process, kept so that the next run on this host can clear up after it.
 
-    Its lease may only be revoked where machine and boot are still the same: a copied directory must not revoke the
-    lease of a node that lives elsewhere (design, section 4).
+    Its lease may only be revoked by the directory that it was written in, on the same machine since the same boot: a
+    copied directory must not revoke the lease of a node that lives, elsewhere or here (design, section 4).
     """
 
     node_id: str
     lease_id: int
     machine_id: str
     boot_id: str
-    #: None until the spawner is up.
-    spawner_pid: int | None
+    #: `DataDir.identity` of the directory that it was written in.
+    directory: str
 
     @property
     def is_of_this_boot(self) -> bool:
@@ -102,6 +103,9 @@ class DataDir:
         self.path = path
         self.host_id = host_id
         self._lock_fd: int | None = lock_fd
+        found = os.fstat(lock_fd)
+        #: Tells this directory from its copies: device and inode of its lock file.
+        self.identity = f"{found.st_dev}:{found.st_ino}"
         self._host_lock = host_lock
 
     @classmethod
@@ -143,6 +147,10 @@ class DataDir:
         self.close()
 
     @property
+    def spawner_lock(self) -> Path:
+        return self.path / "spawner.lock"
+
+    @property
     def socket(self) -> Path:
         return self.path / "node.sock"
 
@@ -171,13 +179,12 @@ class DataDir:
         that is not revoked runs out by itself, so that nothing is lost but seconds). Raises DataDirError (disk)."""
         try:
             fields = json.loads(self._incarnation.read_bytes())
-            spawner_pid = fields["spawner_pid"]
             return Incarnation(
                 node_id=str(uuid.UUID(fields["node_id"])),
                 lease_id=int(fields["lease_id"]),
                 machine_id=str(fields["machine_id"]),
                 boot_id=str(fields["boot_id"]),
-                spawner_pid=None if spawner_pid is None else int(spawner_pid),
+                directory=str(fields["directory"]),
             )
         except FileNotFoundError:
             return None

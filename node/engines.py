@@ -148,6 +148,7 @@ def _spawner_config(settings: Settings, data: DataDir, capacity: Capacity) -> Sp
     return SpawnerConfig(
         host_id=data.host_id,
         scratch_root=data.scratch,
+        lock=data.spawner_lock,
         shares=tuple(BindMount(s.path, s.path, read_only=s.read_only) for s in settings.shares),
         allow_host_network=settings.allow_host_network,
         hidden=(data.path,),

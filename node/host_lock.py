@@ -13,6 +13,7 @@ or none, in its place, and tries again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -30,12 +31,15 @@ class HostIdBusy(Exception):  # noqa: N818  (named after what is so, as in the c
         self.pid = pid
 
 
-def runtime_directory(environ: Mapping[str, str] = os.environ, *, uid: int | None = None) -> Path | None:
-    """Where this machine keeps what lasts until its next boot; None where a plain user has no such place."""
-    if (os.geteuid() if uid is None else uid) == 0:
+def runtime_directory(environ: Mapping[str, str] = os.environ, *, uid: int | None = None) -> Path:
+    """Where this machine keeps what lasts until its next boot, for this user."""
+    uid = os.geteuid() if uid is None else uid
+    if uid == 0:
         return Path("/run/pilfer")
     base = environ.get("XDG_RUNTIME_DIR", "")
-    return Path(base) / "pilfer" if base.startswith("/") else None
+    # Without a session (cron, su) a plain user has nothing better than a directory that anybody could have made:
+    # `HostLock.take` looks whose it is.
+    return Path(base) / "pilfer" if base.startswith("/") else Path(f"/tmp/pilfer-{uid}")  # noqa: S108  (as said)
 
 
 class HostLock:
@@ -46,13 +50,13 @@ class HostLock:
         self._descriptor: int | None = descriptor
 
     @classmethod
-    def take(cls, host_id: str, directory: Path | None) -> HostLock | None:
+    def take(cls, host_id: str, directory: Path) -> HostLock | None:
         """None where there is no place for it, which is told. Raises HostIdBusy."""
-        if directory is None:
-            return None
         path = directory / f"{host_id}.lock"
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if directory.lstat().st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, "it belongs to another user", str(directory))
             while True:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
                 if _locked(descriptor, path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,41 @@ async def test_frozen_leftovers_are_gone_before_the_next_is_ready(config: Spawne
     assert not any(map(is_alive, pids))
     await again.close()
     assert cgroups_of(config.host_id) == []
+
+
+async def test_a_stopped_spawner_makes_room(config: SpawnerConfig, tmp_path: Path) -> None:
+    """Its node is gone, and it does not see that: the next one ends it, and its tasks, before it is ready."""
+    config = replace(config, lock=tmp_path / "spawner.lock")
+    stopped = await Spawner.start(config)
+    runner = Runner(stopped)
+    sandbox = await runner.start("sleep", "60")
+    os.kill(stopped.pid, signal.SIGSTOP)
+    async for again in running(config):
+        assert not is_alive(stopped.pid)
+        assert not is_alive(sandbox.started.pid)
+        assert (await again.run("/bin/true")).ended.exit_code == 0
+    with pytest.raises(SpawnerDied):
+        await sandbox.wait()
+    await stopped.close()
+    runner.close()
+
+
+async def test_its_lock_is_no_sandboxs(config: SpawnerConfig, tmp_path: Path) -> None:
+    """A frozen sandbox of a spawner that was killed must not keep the next one waiting."""
+    config = replace(config, lock=tmp_path / "spawner.lock")
+    spawner = await Spawner.start(config)
+    runner = Runner(spawner)
+    sandbox = await runner.start("sleep", "60")
+    spawner.set_deadline(boottime())
+    await wait_until(lambda: is_frozen(sandbox.started.pid))
+    os.kill(spawner.pid, signal.SIGKILL)
+    await spawner.wait_died()
+    await spawner.close()
+    runner.close()
+    with (tmp_path / "spawner.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    async for again in running(config):
+        assert (await again.run("/bin/true")).ended.exit_code == 0
 
 
 NODE = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from node.datadir import DataDir, DataDirBusy, DataDirError, Incarnation, boot_id, machine_id
 
 HERE = Incarnation(
-    node_id=str(uuid.UUID(int=7)), lease_id=2**62, machine_id=machine_id(), boot_id=boot_id(), spawner_pid=4711
+    node_id=str(uuid.UUID(int=7)), lease_id=2**62, machine_id=machine_id(), boot_id=boot_id(), directory="7:11"
 )
 
 
@@ -179,7 +180,19 @@ def test_a_torn_incarnation_counts_as_none(tmp_path: Path, content: str) -> None
         assert data.find_incarnation() is None
 
 
+def test_a_directory_is_told_from_its_copy(tmp_path: Path) -> None:
+    """A copy must not revoke the lease of the original, even on the same machine; a directory that was moved may."""
+    with DataDir.open(tmp_path / "original") as data:
+        identity = data.identity
+    shutil.copytree(tmp_path / "original", tmp_path / "copy")
+    with DataDir.open(tmp_path / "copy") as copy:
+        assert copy.identity != identity
+    (tmp_path / "original").rename(tmp_path / "moved")
+    with DataDir.open(tmp_path / "moved") as moved:
+        assert moved.identity == identity
+
+
 @pytest.mark.parametrize("changed", [{"machine_id": "other"}, {"boot_id": "other"}, {"boot_id": ""}])
-def test_a_copied_directory_is_not_of_this_boot(changed: dict[str, str]) -> None:
+def test_a_directory_of_another_machine_is_not_of_this_boot(changed: dict[str, str]) -> None:
     assert HERE.is_of_this_boot
     assert not dataclasses.replace(HERE, **changed).is_of_this_boot  # type: ignore[arg-type]  # all of them are texts

@@ -72,9 +72,15 @@ def test_of_many_that_come_and_go_never_two_hold_it(tmp_path: Path) -> None:
 
 
 def test_without_a_place_there_is_no_lock(tmp_path: Path) -> None:
-    assert HostLock.take(HOST, None) is None
     (tmp_path / "file").touch()
     assert HostLock.take(HOST, tmp_path / "file") is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a directory away")
+def test_a_place_of_another_user_is_not_used(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    assert HostLock.take(HOST, tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -82,11 +88,11 @@ def test_without_a_place_there_is_no_lock(tmp_path: Path) -> None:
     [
         (0, {}, Path("/run/pilfer")),
         (1000, {"XDG_RUNTIME_DIR": "/run/user/1000"}, Path("/run/user/1000/pilfer")),
-        (1000, {}, None),
-        (1000, {"XDG_RUNTIME_DIR": "relative"}, None),
+        (1000, {}, Path("/tmp/pilfer-1000")),
+        (1000, {"XDG_RUNTIME_DIR": "relative"}, Path("/tmp/pilfer-1000")),
     ],
 )
-def test_where_it_lies(uid: int, environ: dict[str, str], directory: Path | None) -> None:
+def test_where_it_lies(uid: int, environ: dict[str, str], directory: Path) -> None:
     assert runtime_directory(environ, uid=uid) == directory
 
 

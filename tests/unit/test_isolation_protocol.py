@@ -33,6 +33,7 @@ MESSAGES: list[protocol.Message] = [
     protocol.Launch(SPEC),
     protocol.Launch(SandboxSpec("x", ("true",), {}, Limits(1.0, None, 1))),
     protocol.Configure(SpawnerConfig("h", Path("/s"), shares=(BindMount("/a", "/a"),), hidden=(Path("/x"),))),
+    protocol.Configure(SpawnerConfig("h", Path("/s"), lock=Path("/l"))),
     protocol.SetDeadline(12.25),
     protocol.Fence(),
     protocol.Stop("x", 2.0),
