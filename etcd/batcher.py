@@ -84,15 +84,18 @@ class Batcher:
         in_flight: int = 4,
         max_waiting: int = 10_000,
         rpc_timeout_s: float = 3.0,
+        first_timeout_s: float = 1.0,
         linger_s: float = 0.002,
         pace_s: float = 0.015,
         random: Random | None = None,
     ) -> None:
         """max_items, max_bytes: of one RPC. in_flight: RPCs at a time. max_waiting: items queued before callers wait.
-        rpc_timeout_s: after which an RPC's outcome is unknown. linger_s: wait for company beside RPCs in flight.
-        pace_s: from one RPC to the next under load, where nobody is in a hurry."""
+        rpc_timeout_s: after which an RPC's outcome is unknown. first_timeout_s: the same of the first try: what a
+        leader took along when it died is never answered, and the next one is there after a second. linger_s: wait for
+        company beside RPCs in flight. pace_s: from one RPC to the next under load, where nobody is in a hurry."""
         self._etcd = etcd
         self._rpc_timeout_s = rpc_timeout_s
+        self._first_timeout_s = min(first_timeout_s, rpc_timeout_s)
         self._limits = Limits(max_items, max_bytes, in_flight, max_waiting, linger_s, pace_s)
         self._random = random or Random()  # noqa: S311  (jitter is no secret)
         self._lanes: tuple[_Transitions, _Reads] | None = None
@@ -190,9 +193,12 @@ class Batcher:
             raise StoreUnavailable("the store is not open")
         return self._lanes
 
-    async def _send_transitions(self, items: Sequence[Item[Transition, Applied | Lost]]) -> None:
+    def _timeout_s(self, tries: int) -> float:
+        return self._rpc_timeout_s if tries else self._first_timeout_s
+
+    async def _send_transitions(self, items: Sequence[Item[Transition, Applied | Lost]], tries: int) -> None:
         try:
-            await self._send_together(items)
+            await self._send_together(items, self._timeout_s(tries))
         except NoSpace as error:
             putting = [item for item in items if _puts(item.payload)]
             if not putting:
@@ -200,7 +206,7 @@ class Batcher:
             await self._settle_full(putting, error)
             rest = [item for item in items if not item.answer.done()]
             if rest:
-                await self._send_together(rest)
+                await self._send_together(rest, self._rpc_timeout_s)
 
     async def _settle_full(self, items: Sequence[Item[Transition, Applied | Lost]], error: NoSpace) -> None:
         """etcd is full, and these put something. Those that reached it while it was filling up it has applied all the
@@ -222,13 +228,13 @@ class Batcher:
             else:
                 fail(item, error)
 
-    async def _send_together(self, items: Sequence[Item[Transition, Applied | Lost]]) -> None:
+    async def _send_together(self, items: Sequence[Item[Transition, Applied | Lost]], timeout_s: float) -> None:
         nested = tuple([Txn(i.payload.compares, i.payload.writes, i.payload.reads) for i in items])
         if len(nested) == 1:
-            result = await self._etcd.txn(nested[0], timeout_s=self._rpc_timeout_s)
+            result = await self._etcd.txn(nested[0], timeout_s=timeout_s)
             results: tuple[object, ...] = (result,)
         else:
-            result = await self._etcd.txn(Txn(success=nested), timeout_s=self._rpc_timeout_s)
+            result = await self._etcd.txn(Txn(success=nested), timeout_s=timeout_s)
             results = result.results
         applied = Applied(result.revision)
         for item, one in zip(items, results, strict=True):
@@ -242,9 +248,9 @@ class Batcher:
                 reads = tuple([r for r in one.results if isinstance(r, RangeResult)])
                 item.answer.set_result(Lost(reads, result.revision))
 
-    async def _send_reads(self, items: Sequence[Item[tuple[Range, ...], tuple[RangeResult, ...]]]) -> None:
+    async def _send_reads(self, items: Sequence[Item[tuple[Range, ...], tuple[RangeResult, ...]]], tries: int) -> None:
         flat = tuple([one for item in items for one in item.payload])
-        result = await self._etcd.txn(Txn(success=flat), timeout_s=self._rpc_timeout_s)
+        result = await self._etcd.txn(Txn(success=flat), timeout_s=self._timeout_s(tries))
         answers = [r for r in result.results if isinstance(r, RangeResult)]
         start = 0
         for item in items:

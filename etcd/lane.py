@@ -79,11 +79,12 @@ class Lane(Generic[PayloadT, AnswerT]):
 
     def __init__(
         self,
-        rpc: Callable[[Sequence[Item[PayloadT, AnswerT]]], Awaitable[None]],
+        rpc: Callable[[Sequence[Item[PayloadT, AnswerT]], int], Awaitable[None]],
         limits: Limits,
         random: Random,
     ) -> None:
-        """rpc: sends these and answers each, or raises for all of them. random: jitter."""
+        """rpc: sends these and answers each, or raises for all of them; it is told how often they went unanswered
+        before. random: jitter."""
         self._rpc = rpc
         self._limits = limits
         self._random = random
@@ -243,7 +244,7 @@ class Lane(Generic[PayloadT, AnswerT]):
                 if not part:
                     continue
                 try:
-                    await self._rpc(part)
+                    await self._rpc(part, tries)
                     tries = 0
                 except (OutcomeUnknown, StoreUnavailable):
                     todo.append(part)

@@ -290,6 +290,16 @@ async def test_never_answered_is_unknown_at_the_deadline() -> None:
         assert len(await snapshot(etcd)) == 2
 
 
+async def test_the_first_try_is_given_up_sooner() -> None:
+    """What a dead leader took along is never answered; the next one is there before an RPC's usual time is up."""
+    async with FakeEtcd() as etcd, Batcher(etcd, rpc_timeout_s=1000.0, first_timeout_s=0.05) as batcher:
+        etcd.is_cut = True
+        waiting = asyncio.create_task(batcher.apply(submits(1)[0], timeout_s=TIMEOUT_S))
+        await wait_until(lambda: bool(etcd.calls))
+        etcd.is_cut = False
+        assert isinstance(await waiting, Applied)
+
+
 async def test_a_short_deadline_does_not_shorten_its_neighbours() -> None:
     async with FakeEtcd() as etcd, Batcher(etcd, rpc_timeout_s=0.2) as batcher:
         etcd.is_cut = True
