@@ -270,6 +270,14 @@ def find_node(key: bytes) -> str | None:
         return None
 
 
+def find_cluster_id(key: bytes) -> str | None:
+    """As `parse_cluster_id`; None for a stranger's key."""
+    try:
+        return parse_cluster_id(key)
+    except RecordCorrupt:
+        return None
+
+
 def parse_index_key(key: bytes) -> IndexKey:
     if key.startswith(_QUEUED):
         return IndexKey(Status.QUEUED, parse_queued(key))

@@ -11,12 +11,13 @@ Both may be repeated. What was not answered is sent again: a second try of the s
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 from etcd import cluster_codec, keys
-from etcd.errors import OutcomeUnknown, StoreUnavailable
+from etcd.errors import OutcomeUnknown, RecordCorrupt, StoreUnavailable
 from etcd.port import Compare, Delete, Etcd, Put, Range, RangeResult, Relation, Target, Txn
 from node.api_errors import ApiError, answers, invalid, node_not_found, precondition
 from node.core.find_node import KnownNode, find_nodes, naming
@@ -145,8 +146,10 @@ class DrainCalls:
         every = keys.all_removed()
         found = []
         for kv in (await self._etcd.range(Range(every.key, every.range_end))).kvs:
-            removal = cluster_codec.decode_removal(kv.key, kv.value)
-            found.append(KnownNode(keys.parse_cluster_id(kv.key), "", removal.name, is_living=False))
+            # A stranger's key must not keep anybody from being told what became of a node.
+            with contextlib.suppress(RecordCorrupt):
+                removal = cluster_codec.decode_removal(kv.key, kv.value)
+                found.append(KnownNode(keys.parse_cluster_id(kv.key), "", removal.name, is_living=False))
         return found
 
 

@@ -185,7 +185,7 @@ class VotersDuty:
         read: tuple[Op, ...] = tuple(Range(r.key, r.range_end, keys_only=r is not ranges[0]) for r in ranges)
         answer = await self._etcd.txn(Txn(success=read))
         nodes, drained, removed = (result.kvs for result in answer.results if isinstance(result, RangeResult))
-        drained_ids = {keys.parse_cluster_id(kv.key) for kv in drained}
+        drained_ids, removed_ids = _host_ids(drained), _host_ids(removed)
         now = asyncio.get_running_loop().time()
         hosts = {
             node.host_id: LiveHost(
@@ -197,7 +197,7 @@ class VotersDuty:
             )
             for node in _readable(nodes)
         }
-        return tuple(hosts.values()), frozenset(keys.parse_cluster_id(kv.key) for kv in removed)
+        return tuple(hosts.values()), removed_ids
 
     async def _statuses(self, members: Sequence[Member]) -> dict[int, MemberStatus]:
         """The answers of those members that answer, all asked at once."""
@@ -286,6 +286,11 @@ class VotersDuty:
                 with contextlib.suppress(StoreError):  # the election does it as well, in a second
                     await self._clients[address].move_leader(heir.id)
         await self._etcd.remove_member(member_id, timeout_s=CHANGE_TIMEOUT_S)
+
+
+def _host_ids(kvs: Sequence[KeyValue]) -> frozenset[str]:
+    """Of these keys; a stranger's among them must not stop the duty for all."""
+    return frozenset(host_id for kv in kvs if (host_id := keys.find_cluster_id(kv.key)) is not None)
 
 
 def _readable(nodes: Sequence[KeyValue]) -> Iterator[Node]:

@@ -226,6 +226,15 @@ async def test_a_drain_that_comes_after_a_removal_leaves_nothing() -> None:
         assert not is_there(store, keys.drained_key(N2.host_id))
 
 
+async def test_a_strangers_key_among_the_removals_harms_nothing() -> None:
+    store = FakeStore()
+    async with api_nodes(store, N1, N2) as (n1, n2):
+        store.transact(Txn(success=(Put(keys.all_removed().key + b"somebody", b"?"),)), time.monotonic())
+        await go(n1.etcd, n2.node)
+        assert (await remove(n1, "n2")).host_id == N2.host_id
+        assert (await remove(n1, "n2")).host_id == N2.host_id, "repeated, it is found among the removed"
+
+
 async def test_without_a_quorum_nothing_is_drained_or_removed() -> None:
     async with api_nodes(FakeStore(), N1, N2) as (n1, _):
         n1.etcd.faults = no_quorum

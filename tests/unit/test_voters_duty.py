@@ -249,6 +249,14 @@ async def test_drained_and_removed_hosts_lose_their_votes(tmp_path: Path) -> Non
 
 
 @virtual_time
+async def test_keys_of_strangers_do_not_stop_the_duty(tmp_path: Path) -> None:
+    async with world(tmp_path, 3) as made:
+        for key in (keys.all_drained().key + b"somebody", keys.all_removed().key + b"somebody"):
+            await made.write(Put(key, b"?"))
+        await made.wait_for_voters("012")
+
+
+@virtual_time
 async def test_changes_keep_their_distance(tmp_path: Path) -> None:
     """Two hosts are removed for good at the same moment: their seats go one after the other."""
     async with world(tmp_path, 5) as made:
