@@ -26,7 +26,7 @@ from node.admission import Admission
 from node.api_nodes import Condition
 from node.authority_fetch import fetch_authority
 from node.certificates import keep_certificates
-from node.cluster import Cluster, WrongCluster, found_cluster, read_cluster
+from node.cluster import Cluster, WrongCluster, found_cluster, read_when_ready
 from node.coming_back import find_contacts
 from node.config import Settings
 from node.core.model import Capacity, Node
@@ -186,17 +186,18 @@ class Assembly:
     async def _come_back(self, engines: Engines) -> Cluster:
         """When etcd answers, for as long as that takes: meanwhile the others are asked where the cluster is now."""
         seeking = asyncio.create_task(self._seek(engines), name="seek the cluster")
-        waiting = asyncio.create_task(self._wait_for_quorum(engines), name="wait for a quorum")
+        waiting = asyncio.create_task(
+            read_when_ready(engines.etcd, lambda: self._wait_for_quorum(engines)), name="wait for a quorum"
+        )
         try:
             await asyncio.wait([seeking, waiting], return_when=asyncio.FIRST_COMPLETED)
             if seeking.done():
                 seeking.result()
-            await waiting
+            return self._checked(await waiting)
         finally:
             for task in (seeking, waiting):
                 task.cancel()
             await asyncio.wait([seeking, waiting])
-        return self._checked(await read_cluster(engines.etcd))
 
     async def _seek(self, engines: Engines) -> None:
         memory, trust = self._foothold.memory, self._foothold.trust

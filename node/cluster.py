@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from etcd import keys
-from etcd.errors import OutcomeUnknown
+from etcd.errors import OutcomeUnknown, StoreUnavailable
 from etcd.port import Compare, Etcd, Put, Range, RangeResult, Relation, Target, Txn
+
+log = logging.getLogger(__name__)
+
+#: Before etcd is waited for again.
+RETRY_S = 0.5
 
 
 class WrongCluster(Exception):  # noqa: N818  (named as the conventions name errors)
@@ -47,3 +55,15 @@ async def read_cluster(etcd: Etcd, *, timeout_s: float = 10.0) -> Cluster | None
     result = await etcd.txn(Txn(success=_READ), timeout_s=timeout_s)
     values = [found.kvs[0].value for found in result.results if isinstance(found, RangeResult) and found.kvs]
     return Cluster(id=values[0].decode(), epoch=int(values[1])) if len(values) == len(_READ) else None
+
+
+async def read_when_ready(etcd: Etcd, wait_ready: Callable[[], Awaitable[None]]) -> Cluster | None:
+    """As `read_cluster`, once wait_ready returns. A quorum may be lost again in between (a cluster comes up, its first
+    leader dies): that is waited through, and does not end a start. Raises what wait_ready raises, too."""
+    while True:
+        await wait_ready()
+        try:
+            return await read_cluster(etcd)
+        except (StoreUnavailable, OutcomeUnknown) as error:
+            log.warning("etcd answered and does so no more, waiting again: %s", error)
+            await asyncio.sleep(RETRY_S)
