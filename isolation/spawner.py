@@ -31,6 +31,7 @@ from collections import deque
 import prctl  # type: ignore[import-untyped]  # the library has no stubs
 
 from isolation import kernel, leftovers, memory, namespaces, plan, privileges, protocol, succession
+from isolation.cgroup import files
 from isolation.config import SpawnerConfig
 from isolation.errors import HostLacks, ProtocolError, StepFailed, explain
 from isolation.fence import Fence
@@ -249,9 +250,16 @@ class Spawner:
 
     def _fail(self, sandbox_id: str, failure: StepFailed) -> None:
         if sandbox_id:
-            self._send(SetupFailed(sandbox_id, failure.step, failure.errno, failure.subject, failure.detail))
+            self._send_failed(SetupFailed(sandbox_id, failure.step, failure.errno, failure.subject, failure.detail))
         else:
             self._send(protocol.Refused(f"{failure.step}: {failure.detail}"))
+
+    def _send_failed(self, failed: SetupFailed) -> None:
+        if failed.step == "cgroup" and failed.errno in files.GONE:
+            # Removed by somebody else, so nothing runs in it; only the next start makes it again.
+            self._close("a control group of this node was removed")
+            failed = SetupFailed(failed.id, "closing", errno.ECANCELED, "", "the node's control group was removed")
+        self._send(failed)
 
     def _refuse(self, sandbox_id: str | None, detail: str) -> None:
         log("refused", sandbox=sandbox_id, detail=detail)
@@ -333,7 +341,10 @@ class Spawner:
             # Its memory limit is too small even for the start: that is an outcome of the command, not a failed step.
             self._on_started(sandbox, sandbox.started_at)
         failed = sandbox.setup_failed()
-        self._send(failed or sandbox.ended(status, stats, time.time()))
+        if failed is not None:
+            self._send_failed(failed)
+        else:
+            self._send(sandbox.ended(status, stats, time.time()))
 
     # ---- the end of a sandbox ------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class Group(Protocol):
         """Descriptors to which the child writes 0."""
 
     def limit(self, limits: Limits) -> None:
-        """Puts limits in force. Raises StepFailed."""
+        """Puts limits in force. Raises StepFailed: step `limit`, or `cgroup` where the group was removed."""
 
     def stats(self) -> Stats:
         """What was used; never raises: what cannot be read is 0."""
@@ -56,14 +56,18 @@ class Group(Protocol):
         """Every process in the group; empty where there are no groups."""
 
     def is_frozen(self) -> bool:
-        """Whether nothing in the group can move."""
+        """Whether nothing in the group can move, and that is known: False of one that was removed."""
 
     def release(self) -> None:
         """Gives the group back when its sandbox is gone; its removal may be left to the parent's `tidy`."""
 
 
 class Parent(Protocol):
-    """The node's group, and the groups of its sandboxes in it."""
+    """The node's group, and the groups of its sandboxes in it.
+
+    Somebody else may remove them at any time when they are empty (an administrator, a tool that tidies up): no verb
+    but `acquire` fails for that.
+    """
 
     @property
     def version(self) -> int:

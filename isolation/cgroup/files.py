@@ -22,6 +22,20 @@ _REMOVE_RETRY_S = 0.002
 TOP = "pilfer"
 
 
+#: What the kernel says of a group that was removed: at the open of its files, or at the use of one that is open.
+GONE = (errno.ENOENT, errno.ENODEV)
+
+
+@contextlib.contextmanager
+def unless_gone() -> Iterator[None]:
+    """Does nothing to a group that was removed by somebody else: nothing is in it, since one in use cannot be."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+
+
 def read(dir_fd: int, name: str) -> str:
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
@@ -111,9 +125,9 @@ def remove_dir(name: str, dir_fd: int) -> bool:
     """Removes a group; False where the kernel is not done with it yet (EBUSY), to be tried again."""
     try:
         os.rmdir(name, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return True
     except OSError as error:
+        if error.errno in GONE:
+            return True
         if error.errno in (errno.EBUSY, errno.EAGAIN, errno.EINTR):
             return False
         raise
@@ -122,8 +136,10 @@ def remove_dir(name: str, dir_fd: int) -> bool:
 
 def child_names(dir_fd: int) -> list[str]:
     """Names of the groups directly below."""
-    with os.scandir(dir_fd) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    names: list[str] = []
+    with unless_gone(), os.scandir(dir_fd) as entries:
+        names += (entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    return sorted(names)
 
 
 def pids_below(dir_fd: int) -> Iterator[int]:

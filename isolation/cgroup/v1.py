@@ -96,7 +96,8 @@ class V1Group:
         try:
             files.write(self._dirs[controller], file, value)
         except OSError as error:
-            raise StepFailed("limit", error.errno or 0, f"{file}={value}") from error
+            step = "limit" if files.has(self._dirs[controller], "tasks") else "cgroup"
+            raise StepFailed(step, error.errno or 0, f"{file}={value}") from error
         self._in_force[key or file] = value
 
     def stats(self) -> Stats:
@@ -155,7 +156,7 @@ class V1Group:
         return list(files.pids_below(self._dirs.get("freezer", next(iter(self._dirs.values())))))
 
     def is_frozen(self) -> bool:
-        return "freezer" in self._dirs and files.read(self._dirs["freezer"], "freezer.state").strip() == "FROZEN"
+        return "freezer" in self._dirs and _is_frozen(self._dirs["freezer"])
 
     def release(self) -> None:
         self._parent.take_back(self)
@@ -163,6 +164,13 @@ class V1Group:
     def close(self) -> None:
         for fd in {*self._task_fds, *self._read_fds.values(), *self._dirs.values()}:
             os.close(fd)
+
+
+def _is_frozen(freezer: int) -> bool:
+    state = ""
+    with files.unless_gone():
+        state = files.read(freezer, "freezer.state")
+    return state.strip() == "FROZEN"
 
 
 class V1Parent:
@@ -237,13 +245,15 @@ class V1Parent:
         return all(files.remove_dir(name, fd) for fd in dict.fromkeys(self._dirs.values()))
 
     def freeze(self) -> None:
-        files.write(self._dirs["freezer"], "freezer.state", "FROZEN")
+        with files.unless_gone():
+            files.write(self._dirs["freezer"], "freezer.state", "FROZEN")
 
     def is_frozen(self) -> bool:
-        return files.read(self._dirs["freezer"], "freezer.state").strip() == "FROZEN"
+        return _is_frozen(self._dirs["freezer"])
 
     def thaw(self) -> None:
-        files.write(self._dirs["freezer"], "freezer.state", "THAWED")
+        with files.unless_gone():
+            files.write(self._dirs["freezer"], "freezer.state", "THAWED")
 
     def pids(self) -> list[int]:
         return list(files.pids_below(self._dirs.get("freezer", next(iter(self._dirs.values())))))

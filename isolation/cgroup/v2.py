@@ -54,7 +54,8 @@ class V2Group:
         try:
             files.write(self._dir, file, value)
         except OSError as error:
-            raise StepFailed("limit", error.errno or 0, f"{file}={value}") from error
+            step = "limit" if files.has(self._dir, "cgroup.procs") else "cgroup"
+            raise StepFailed(step, error.errno or 0, f"{file}={value}") from error
 
     def stats(self) -> Stats:
         read, written = self._io()
@@ -137,13 +138,18 @@ class V2Parent:
         return not self._doomed
 
     def freeze(self) -> None:
-        files.write(self._dir, "cgroup.freeze", 1)
+        with files.unless_gone():
+            files.write(self._dir, "cgroup.freeze", 1)
 
     def is_frozen(self) -> bool:
-        return files.keyed(files.read(self._dir, "cgroup.events")).get("frozen", 0) == 1
+        events = ""
+        with files.unless_gone():
+            events = files.read(self._dir, "cgroup.events")
+        return files.keyed(events).get("frozen", 0) == 1
 
     def thaw(self) -> None:
-        files.write(self._dir, "cgroup.freeze", 0)
+        with files.unless_gone():
+            files.write(self._dir, "cgroup.freeze", 0)
 
     def pids(self) -> list[int]:
         return list(files.pids_below(self._dir))

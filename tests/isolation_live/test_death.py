@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from isolation.client import Spawner, SpawnerConfig
-from isolation.errors import HostLacks, SpawnerDied
+from isolation.errors import HostLacks, SandboxFailed, SpawnerDied
 from tests.isolation_live.conftest import Runner, running
 from tests.isolation_live.test_fencing import boottime, is_frozen
 from tests.support.leaks import cgroups_of
@@ -102,6 +103,39 @@ async def test_its_lock_is_no_sandboxs(config: SpawnerConfig, tmp_path: Path) ->
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     async for again in running(config):
         assert (await again.run("/bin/true")).ended.exit_code == 0
+
+
+async def test_a_removed_control_group(config: SpawnerConfig) -> None:
+    """By an administrator, or a tool that tidies up, while nothing ran: the fence does not break, and the next launch
+    is one that the node repeats, with the next spawner."""
+    spawner = await Spawner.start(config)
+    runner = Runner(spawner)
+    assert (await runner.run("/bin/true")).ended.exit_code == 0
+    for _ in range(2):  # those of sandboxes, kept for the next, and then the node's own
+        for group in cgroups_of(config.host_id)[::-1]:
+            await wait_until(lambda group=group: _is_removed(group), what=f"{group} can be removed")
+    assert cgroups_of(config.host_id) == []
+    spawner.set_deadline(boottime())
+    spawner.ping()
+    await wait_until(lambda: spawner.is_answered)
+    spawner.set_deadline(boottime() + 60)
+    with pytest.raises(SandboxFailed) as failed:
+        await runner.run("/bin/true")
+    assert failed.value.report.step == "closing"
+    await spawner.wait_died()
+    await spawner.close()
+    runner.close()
+    async for again in running(config):
+        assert (await again.run("/bin/true")).ended.exit_code == 0
+
+
+def _is_removed(group: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            group.rmdir()
+        except OSError:
+            return False
+    return True
 
 
 NODE = """

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from isolation.cgroup import find
+from isolation.cgroup import Group, Parent, find
 from isolation.cgroup.v1 import CONTROLLERS, UNLIMITED, V1Group, V1Parent
 from isolation.cgroup.v2 import V2Group, V2Parent
 from isolation.errors import StepFailed
@@ -185,8 +186,8 @@ def v2_own(tmp_path: Path) -> Path:
     return own
 
 
-def v2_group(own: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[V2Group, Path]:
-    """A group whose files appear with its directory, as the kernel makes them."""
+def v2_parent(own: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[V2Parent, V2Group, Path]:
+    """A parent, and a group in it, whose files appear with its directory, as the kernel makes them."""
     import isolation.cgroup.v2 as module
 
     real = os.mkdir
@@ -200,7 +201,11 @@ def v2_group(own: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[V2Group, Path]
     monkeypatch.setattr(module, "_enable", lambda _: frozenset(module.CONTROLLERS))
     parent = V2Parent(own, "host", io_devices=["8:0"])
     monkeypatch.setattr(os, "mkdir", mkdir)
-    return parent.acquire("cgroup.procs"), own / "pilfer/host/s-cgroup.procs"
+    return parent, parent.acquire("cgroup.procs"), own / "pilfer/host/s-cgroup.procs"
+
+
+def v2_group(own: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[V2Group, Path]:
+    return v2_parent(own, monkeypatch)[1:]
 
 
 def test_v2_limits(v2_own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +244,38 @@ def test_v2_frozen_when_the_kernel_says_so(v2_own: Path, monkeypatch: pytest.Mon
     assert not group.is_frozen()
     (directory / "cgroup.events").write_text("populated 1\nfrozen 1\n")
     assert group.is_frozen()
+
+
+def check_gone(parent: Parent, group: Group) -> None:
+    """Every verb but `acquire`, of groups that somebody removed."""
+    parent.freeze()
+    assert not parent.is_frozen()  # of what is not known to stand still, everything is killed one by one
+    assert not group.is_frozen()
+    parent.thaw()
+    assert parent.pids() == group.pids() == []
+    assert group.stats().oom_kills == 0
+    with pytest.raises(StepFailed) as failed:
+        group.limit(LIMITS)
+    assert failed.value.step == "cgroup"
+    group.release()
+    assert parent.tidy()
+    with pytest.raises(StepFailed):
+        parent.acquire("y")
+    parent.close()
+
+
+def test_v1_groups_that_somebody_removed_count_as_gone(v1_own: dict[str, Path]) -> None:
+    parent = v1_parent(v1_own, "s1")
+    group = parent.acquire("x")
+    for path in v1_own.values():
+        shutil.rmtree(path / "pilfer")
+    check_gone(parent, group)
+
+
+def test_v2_groups_that_somebody_removed_count_as_gone(v2_own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, group, _ = v2_parent(v2_own, monkeypatch)
+    shutil.rmtree(v2_own / "pilfer")
+    check_gone(parent, group)
 
 
 MOUNTINFO = """\
