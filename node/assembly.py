@@ -13,6 +13,7 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import NoReturn
 
 from etcd import codec, keys
 from etcd.client import EtcdClient
@@ -27,7 +28,8 @@ from node.api_nodes import Condition
 from node.authority_fetch import fetch_authority
 from node.certificates import keep_certificates
 from node.cluster import Cluster, WrongCluster, found_cluster, read_when_ready
-from node.coming_back import find_contacts
+from node.cluster_memory import Contacts
+from node.coming_back import find_contacts, seek
 from node.config import Settings
 from node.core.model import Capacity, Node
 from node.core.retention import Limits
@@ -199,22 +201,27 @@ class Assembly:
                 task.cancel()
             await asyncio.wait([seeking, waiting])
 
-    async def _seek(self, engines: Engines) -> None:
+    async def _seek(self, engines: Engines) -> NoReturn:
         memory, trust = self._foothold.memory, self._foothold.trust
 
         def papers() -> Papers:
             return Papers(trust.ca_cert.read_bytes(), trust.node_cert.read_bytes(), trust.node_key.read_bytes())
 
-        contacts = await find_contacts(
-            memory,
-            [str(peer) for peer in self._settings.peers],
-            papers,
-            host_id=self._data.host_id,
-            own_address=self._place.address,
-        )
-        engines.membership.hear_of(contacts.etcd_endpoints)
-        if self._whereabouts is not None:
-            self._whereabouts.remember(node_addresses=list(contacts.node_addresses))
+        async def find() -> Contacts:
+            return await find_contacts(
+                memory,
+                [str(peer) for peer in self._settings.peers],
+                papers,
+                host_id=self._data.host_id,
+                own_address=self._place.address,
+            )
+
+        def use(contacts: Contacts) -> None:
+            engines.membership.hear_of(contacts.etcd_endpoints)
+            if self._whereabouts is not None:
+                self._whereabouts.remember(node_addresses=list(contacts.node_addresses))
+
+        await seek(find, use)
 
     async def _wait_for_quorum(self, engines: Engines) -> None:
         """Raises EtcdNotReady when this host's etcd does not come up and there is no other."""

@@ -14,8 +14,8 @@ import logging
 import random as random_module
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, NoReturn
 
 from node.cluster_memory import ClusterMemory, Contacts
 from node.core.newcomer import Why
@@ -31,6 +31,18 @@ log = logging.getLogger(__name__)
 CONTACTS_TIMEOUT_S: Final = 3.0
 #: Remembered nodes asked in one round, besides all `--peers`: a cluster may have a thousand, of which a few suffice.
 ASKED_PER_ROUND: Final = 32
+
+
+#: Between an answer and the next question, while etcd has no quorum.
+SEEK_EVERY_S: Final = 2.0
+
+
+async def seek(find: Callable[[], Awaitable[Contacts]], use: Callable[[Contacts], None]) -> NoReturn:
+    """Hands on what `find` gives, again and again until it is canceled: who answers first may have been away as well,
+    and know no more than this host. Raises what `find` raises."""
+    while True:
+        use(await find())
+        await asyncio.sleep(SEEK_EVERY_S)
 
 
 async def find_contacts(

@@ -171,3 +171,20 @@ def test_merged() -> None:
     assert merged([one, two]) == Contacts(("b", "a", "c"), ("x", "y"))
     assert merged([one, two], without="x").node_addresses == ("y",)
     assert merged([]) == Contacts()
+
+
+async def test_who_answers_first_may_know_no_more_than_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All voters moved while this host and the peer that it asks were away: asked once only, it would wait for ever."""
+    monkeypatch.setattr(coming_back, "SEEK_EVERY_S", 0.0)
+    answers = iter([Contacts(("10.0.0.1:1",)), Contacts(("10.0.0.1:1",)), NEW])
+    used: list[Contacts] = []
+
+    async def find() -> Contacts:
+        found = next(answers, None)
+        if found is None:
+            raise JoinRefused(Why.REMOVED, "removed")
+        return found
+
+    with pytest.raises(JoinRefused, match="removed"):
+        await coming_back.seek(find, used.append)
+    assert used[-1] == NEW
