@@ -234,13 +234,15 @@ class Claimer:
     async def _wait_for_submits(self, offers: Sequence[Offer]) -> None:
         """The news of a task that is submitted through this node may come before the submit's own answer, which
         brings the record, and sooner than a read does."""
-        for offer in offers:
-            submit = self._store.fresh.find_submit(offer.task_id)
-            if submit is not None:
-                await asyncio.wait([submit], timeout=SUBMIT_ANSWER_MAX_S)
-                fresh = self._store.fresh.take(offer.task_id)
-                if fresh is not None:
-                    self._read_ahead.hold(fresh)
+        fresh = self._store.fresh
+        found = [(offer, submit) for offer in offers if (submit := fresh.find_submit(offer.task_id)) is not None]
+        if not found:
+            return
+        await asyncio.wait({submit for _, submit in found}, timeout=SUBMIT_ANSWER_MAX_S)
+        for offer, _ in found:
+            seen = fresh.take(offer.task_id)
+            if seen is not None:
+                self._read_ahead.hold(seen)
 
     async def _send(
         self, waiting: Sequence[tuple[Offer, Versioned]], now: float, is_ahead: bool
