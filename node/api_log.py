@@ -153,8 +153,9 @@ class _Reading:
         self._record = record
 
     async def responses(self, wanted: int | None) -> _Responses:
-        """wanted: this attempt alone; None: the newest, and with follow those after it."""
+        """wanted: this attempt; None: the newest. With follow those after it too, unless it was asked for alone."""
         record, follow = self._record, self._request.follow
+        goes_on = follow and (wanted is None or self._request.through_attempts)
         number = wanted or record.task.attempt or (1 if follow else 0)
         while True:
             if follow:
@@ -168,15 +169,16 @@ class _Reading:
                         yield response
             except LogMissing as error:
                 missing = error
-            if follow and wanted is None:
+            if goes_on:
                 await record.wait_until(has_attempt(number + 1))
-            if not follow or wanted is not None or record.task.attempt <= number:
+            if not goes_on or record.task.attempt <= number:
                 if missing is not None:
                     raise precondition("LOG_MISSING", missing.host.id, str(missing))
                 return
             if missing is not None:
                 yield tasks_pb2.LogResponse(attempt=number, notice=f"{missing}; what is missing of it is left out")
             number += 1
+            self._request = _from_the_start(self._request)
             yield await self._call.begins(record.task, number)
 
     def _attempt(self, number: int) -> _Responses:
@@ -201,6 +203,15 @@ async def _place(reader: LogReader, request: tasks_pb2.LogRequest, stream: str) 
     elif request.HasField("tail_lines"):
         # A long way back in a large file takes a while.
         await asyncio.to_thread(reader.seek_to_last_lines, request.tail_lines)
+
+
+def _from_the_start(request: tasks_pb2.LogRequest) -> tasks_pb2.LogRequest:
+    """Where the first attempt was to be read from says nothing about those after it."""
+    found = tasks_pb2.LogRequest()
+    found.CopyFrom(request)
+    for name in ("tail_lines", *_OFFSETS.values()):
+        found.ClearField(name)
+    return found
 
 
 def _was_forwarded(context: Any) -> bool:

@@ -87,7 +87,7 @@ class StatusResponse(_message.Message):
     def __init__(self, tasks: _Optional[_Iterable[_Union[_records_pb2.Task, _Mapping]]] = ...) -> None: ...
 
 class LogRequest(_message.Message):
-    __slots__ = ("id", "stream", "follow", "tail_lines", "attempt", "stdout_offset", "stderr_offset")
+    __slots__ = ("id", "stream", "follow", "tail_lines", "attempt", "stdout_offset", "stderr_offset", "through_attempts")
     ID_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +95,7 @@ class LogRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     STDOUT_OFFSET_FIELD_NUMBER: _ClassVar[int]
     STDERR_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    THROUGH_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     stream: LogStream
     follow: bool
@@ -102,7 +103,8 @@ class LogRequest(_message.Message):
     attempt: int
     stdout_offset: int
     stderr_offset: int
-    def __init__(self, id: _Optional[str] = ..., stream: _Optional[_Union[LogStream, str]] = ..., follow: _Optional[bool] = ..., tail_lines: _Optional[int] = ..., attempt: _Optional[int] = ..., stdout_offset: _Optional[int] = ..., stderr_offset: _Optional[int] = ...) -> None: ...
+    through_attempts: bool
+    def __init__(self, id: _Optional[str] = ..., stream: _Optional[_Union[LogStream, str]] = ..., follow: _Optional[bool] = ..., tail_lines: _Optional[int] = ..., attempt: _Optional[int] = ..., stdout_offset: _Optional[int] = ..., stderr_offset: _Optional[int] = ..., through_attempts: _Optional[bool] = ...) -> None: ...
 
 class LogResponse(_message.Message):
     __slots__ = ("stream", "data", "attempt", "offset", "notice")
