@@ -85,14 +85,24 @@ class Lives:
         return self.current
 
     async def _open_again(self, stop: asyncio.Event) -> Incarnation | None:
-        """Tries until it succeeds, or `stop`."""
-        while not stop.is_set():
+        """Tries until it succeeds, or `stop`, which does not wait for a lease that etcd does not give."""
+        opening = asyncio.create_task(self._open_until_done(), name="next session")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            opening.cancel()
+            stopping.cancel()
+            await asyncio.wait([opening, stopping])
+        return None if opening.cancelled() else opening.result()
+
+    async def _open_until_done(self) -> Incarnation:
+        while True:
             try:
                 return await self._open()
             except (StoreError, DataDirError) as error:
                 log.warning("no new lease yet, trying again: %s", error)
                 await asyncio.sleep(OPEN_RETRY_S)
-        return None
 
     async def _close(self, *, revoke: bool = True) -> None:
         """Revokes the lease: peers see at once that this incarnation is over."""
