@@ -38,6 +38,9 @@ from etcd.transitions import Transition
 
 #: Bytes that an operation costs beside its key and value, generously.
 _OPERATION_BYTES = 32
+#: So many tries are given up sooner than the rest: one may be refused at once by a dead member, the next be lost
+#: with the leader.
+QUICK_TRIES = 3
 #: Of one call of apply_many, queued or in flight: four batches.
 _MANY_WINDOW = 400
 
@@ -90,7 +93,7 @@ class Batcher:
         random: Random | None = None,
     ) -> None:
         """max_items, max_bytes: of one RPC. in_flight: RPCs at a time. max_waiting: items queued before callers wait.
-        rpc_timeout_s: after which an RPC's outcome is unknown. first_timeout_s: the same of the first try: what a
+        rpc_timeout_s: after which an RPC's outcome is unknown. first_timeout_s: the same of the first tries: what a
         leader took along when it died is never answered, and the next one is there after a second. linger_s: wait for
         company beside RPCs in flight. pace_s: from one RPC to the next under load, where nobody is in a hurry."""
         self._etcd = etcd
@@ -184,7 +187,7 @@ class Batcher:
         try:
             return await (await lane.post(tuple(ranges), subject="", width=len(ranges), size=size, timeout_s=timeout_s))
         except OutcomeUnknown as error:
-            raise StoreUnavailable(f"nothing could be read in {timeout_s} s") from error
+            raise StoreUnavailable(f"nothing could be read in {timeout_s:.1f} s") from error
 
     def _open_lanes(
         self,
@@ -194,7 +197,7 @@ class Batcher:
         return self._lanes
 
     def _timeout_s(self, tries: int) -> float:
-        return self._rpc_timeout_s if tries else self._first_timeout_s
+        return self._first_timeout_s if tries < QUICK_TRIES else self._rpc_timeout_s
 
     async def _send_transitions(self, items: Sequence[Item[Transition, Applied | Lost]], tries: int) -> None:
         try:
