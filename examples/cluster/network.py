@@ -155,6 +155,15 @@ class Network:
         self._places[name] = place
         return place
 
+    def readdress(self, name: str, address: str) -> None:
+        """The place is found under this address from now on, and no more under the old one. Not while anything is cut:
+        cuts know addresses."""
+        place = self._places[name]
+        if any(other.lost_to for other in self._places.values()):
+            raise NetworkError("heal the network before an address is changed")
+        place.ip(f"addr del {place.address}/24 dev {_DEVICE}", f"addr add {address}/24 dev {_DEVICE}")
+        place.address = address
+
     def unplug(self, name: str) -> None:
         """Pulls the cable: nothing in, nothing out."""
         self._set_plugged(self._places[name], is_plugged=False)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.lab import Lab, laboratory
+from tests.support.beats import excesses
+from tests.support.lab import CPU, Lab, laboratory
 from tests.support.leaks import Belongings
 
 #: What was measured, told at the end: the bounds of the tests are generous, the figures are not.
@@ -61,3 +62,6 @@ def lab(cluster_of_three: Lab) -> Iterator[Lab]:
     cluster_of_three.heal()
     cluster_of_three.clear()
     assert cluster_of_three.witness.flaws() == []
+    # Every task here needs a whole CPU.
+    runs = cluster_of_three.witness.runs
+    assert excesses(runs, dict.fromkeys(runs.node_ids, CPU)) == []

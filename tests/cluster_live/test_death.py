@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 
 import psutil
 import pytest
 
+from pilfer import TaskSpec
 from tests.cluster_live.conftest import Note
 from tests.support.beats import Run
-from tests.support.lab import LEASE_TTL_S, Lab
+from tests.support.lab import API_PORT, CPU, LEASE_TTL_S, Lab
 from tests.support.wait import wait_until_sync
 
 pytestmark = pytest.mark.cluster
@@ -188,3 +192,65 @@ def test_the_leader_of_etcd_moves_under_load(lab: Lab) -> None:
     with lab.first.client(patience_s=20.0) as client:
         tasks = client.wait(ids, timeout_s=60.0)
     assert {(task.status, task.attempt) for task in tasks} == {("complete", 1)}
+
+
+def test_a_log_is_followed_across_the_death_of_a_node(lab: Lab) -> None:
+    """The follower, at a node that never ran the task, sees the next attempt begin, and is told; what the dead host
+    has is named, not passed over."""
+    script = "echo attempt $PILFER_ATTEMPT; while [ $PILFER_ATTEMPT = 1 ]; do sleep 0.1; done"
+    # As many as fill the cluster, so that one of them is on the node that is lost.
+    ids = lab.submit(*[TaskSpec.of("/bin/sh", "-c", script, cpu=1.0)] * (CPU * len(lab.nodes)))
+    wait_until_sync(lambda: len(lab.places_of(ids)) == len(ids), what="all run")
+    victim = lab.get_follower()
+    places = lab.places_of(ids)
+    lost = next(task_id for task_id, name in places.items() if name == victim.name)
+    with lab.first.client() as client:
+        # Room for it on the others.
+        client.cancel([task_id for task_id in ids if task_id != lost])
+    reader = lab.any_node(but=[victim])
+    following = subprocess.Popen(
+        [sys.executable, "-m", "node", "log", "-f", lost],
+        env=os.environ | {"PILFER_ADDRESS": reader.address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert following.stdout is not None
+        assert following.stdout.readline() == "attempt 1\n"
+        victim.kill()
+        output, errors = following.communicate(timeout=60.0)
+    finally:
+        following.kill()
+        following.wait()
+    assert output == "attempt 2\n", errors
+    assert "attempt 2 begins on" in errors
+    asked = reader.cli("log", "--attempt", "1", lost)
+    assert asked.returncode != 0
+    assert victim.host_id in asked.stderr
+    assert "since" in asked.stderr
+    lab.heal()
+    again = reader.cli("log", "--attempt", "1", lost)
+    assert (again.returncode, again.stdout) == (0, "attempt 1\n"), again.stderr
+
+
+@LONG
+def test_a_node_comes_back_under_another_address(lab: Lab) -> None:
+    victim = lab.get_follower()
+    before = victim.place.address
+    assert victim.stop() == 0
+    lab.network.readdress(victim.name, f"{before}7")
+    try:
+        lab.begin(victim)
+        victim.wait_serving()
+        lab.wait_ready()
+        for through in lab.nodes.values():
+            addresses = {view.name: view.address for view in lab.views(through)}
+            assert addresses[victim.name] == f"{before}7:{API_PORT}"
+        lab.get_leader()
+        placed = lab.spread(1)
+        assert len(placed[victim.name]) == 1
+        lab.clear()
+    finally:
+        victim.stop()
+        lab.network.readdress(victim.name, before)

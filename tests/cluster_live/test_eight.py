@@ -10,6 +10,7 @@ import pytest
 
 from tests.cluster_live.conftest import Note
 from tests.support.lab import Lab, laboratory
+from tests.support.wait import wait_until_sync
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -18,6 +19,8 @@ BIG = "big"
 CPU = 2.0
 TASKS_PER_CPU = 12
 TASK_S = 0.4
+#: A voter that is away for less keeps its vote.
+GRACE_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +85,22 @@ def test_a_big_task_is_not_starved_by_small_ones(lab: Lab) -> None:
         open_then = sum(not task.status.is_terminal for task in client.status(small))
         client.wait(small, timeout_s=120.0)
     assert open_then > 0, "it was the last of all to run"
+
+
+@pytest.mark.long
+def test_a_standby_takes_the_vote_of_a_dead_voter(lab: Lab) -> None:
+    """Last, since a node stays dead: five vote of nine, and five vote again, of whom the dead one is none."""
+    lab.wait_voters(5)
+    victim = next(node for node in lab.voters() if node is not lab.first and node is not lab.find_leader())
+    before = lab.voting_hosts()
+    assert victim.host_id in before
+    victim.kill()
+    wait_until_sync(
+        lambda: len(now := lab.voting_hosts()) == 5 and victim.host_id not in now,
+        GRACE_S + 60.0,
+        what="five others vote",
+        every_s=1.0,
+    )
+    ids = lab.submit(*[lab.witness.task(0.1, cpu=1.0)] * 20)
+    with lab.first.client(patience_s=20.0) as client:
+        client.wait(ids, timeout_s=60.0)

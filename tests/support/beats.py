@@ -98,6 +98,11 @@ class Runs:
         run.beats += 1
         run.has_ended |= beat.is_last
 
+    @property
+    def node_ids(self) -> set[str]:
+        """Every node that ran something."""
+        return {run.node_id for by_start in self.by_task.values() for run in by_start.values()}
+
     def of(self, task_id: str) -> list[Run]:
         """The runs of one task, in the order of their first beats."""
         return sorted(self.by_task.get(task_id, {}).values(), key=lambda run: run.first_arrival)

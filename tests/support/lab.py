@@ -61,13 +61,15 @@ class LabNode(LiveNode):
     """A node in a place of its own."""
 
     def __init__(self, place: Place, data_dir: Path, *flags: str) -> None:
-        super().__init__(
-            data_dir, "--name", place.name, "--listen", f"{place.address}:{API_PORT}", *flags, prefix=place.command()
-        )
+        super().__init__(data_dir, "--name", place.name, *flags, prefix=place.command())
         self.place = place
         self.name = place.name
         #: Parts that are stopped by a signal.
         self._paused: list[psutil.Process] = []
+
+    def begin(self, *more: str) -> None:
+        """At the address that its place has now."""
+        super().begin("--listen", f"{self.place.address}:{API_PORT}", *more)
 
     @property
     def is_up(self) -> bool:
@@ -268,6 +270,12 @@ class Lab:
         return next(
             (self.nodes[name] for name, s in statuses.items() if s and s["header"]["member_id"] == leader), None
         )
+
+    def voting_hosts(self) -> set[str]:
+        """Host ids of etcd's voters, as a voter lists its members."""
+        done = self.etcdctl(self.voters()[0], "member", "list", "-w", "json")
+        assert done.returncode == 0, done.stderr
+        return {member["name"] for member in json.loads(done.stdout)["members"] if not member.get("isLearner")}
 
     def get_leader(self) -> LabNode:
         """The same, waited for."""
