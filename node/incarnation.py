@@ -26,6 +26,7 @@ from node.core.lifecycle import may_run_again
 from node.core.model import Capacity, Drain, Node, Task
 from node.core.requirements import Ledger
 from node.logs import LogStore
+from node.outcomes import StopWhy
 from node.own_keys import OwnKeys
 from node.runner import RunContext, Runner
 from node.session import Session
@@ -139,7 +140,7 @@ class Incarnation:
             # What a claim under way still wins is given back, too.
             self.runner.is_closing = gives_back
             if gives_back:
-                self.runner.give_back_all(self._may_run_again)
+                self.runner.give_back_all(self._may_run_again, StopWhy.DRAIN)
         self._tell_peers()
         self._claimer.look()
 

@@ -26,6 +26,8 @@ class StopWhy(Enum):
 
     CANCEL = "cancel"
     GIVE_BACK = "give_back"
+    #: As GIVE_BACK, since the node is drained and not stopped: people ask why.
+    DRAIN = "drain"
 
 
 class Verdict(Enum):
@@ -49,7 +51,8 @@ def of_end(ended: Ended, why: StopWhy | None) -> tuple[Verdict, Outcome]:
     elif ended.ended_by == "stop" and why is StopWhy.CANCEL:
         verdict, reason, detail = Verdict.CANCEL, Reason.CANCELED, "canceled while it ran"
     elif ended.ended_by == "stop":
-        verdict, reason, detail = Verdict.GIVE_BACK, Reason.GIVEN_BACK, "its node was stopped"
+        verdict, reason = Verdict.GIVE_BACK, Reason.GIVEN_BACK
+        detail = "its node was drained" if why is StopWhy.DRAIN else "its node was stopped"
     elif ended.ended_by == "timeout":
         reason, detail = Reason.TIMED_OUT, "ran longer than its timeout"
     elif ended.out_of_memory and ended.exit_code != 0:

@@ -128,12 +128,12 @@ class Runner:
             self._wait_for_room(run)
         return run
 
-    def give_back_all(self, which: Callable[[Task], bool]) -> None:
+    def give_back_all(self, which: Callable[[Task], bool], why: StopWhy = StopWhy.GIVE_BACK) -> None:
         """Asks every run that `which` picks to end and be given back, and every one that waits for room."""
         self.give_back_waiting()
         for run in list(self.runs.values()):
             if which(run.task):
-                run.ask_stop(StopWhy.GIVE_BACK)
+                run.ask_stop(why)
 
     def give_back_waiting(self) -> None:
         """Asks what has not started for want of room to be given back: for a node that starts nothing any more."""
@@ -296,7 +296,7 @@ class Runner:
         """Its end was asked for before it started, or this node does not allow it."""
         if run.stop_why is StopWhy.CANCEL:
             return Verdict.CANCEL, Outcome(Reason.CANCELED, detail="canceled before it ran")
-        if run.stop_why is StopWhy.GIVE_BACK:
+        if run.stop_why is not None:
             return Verdict.GIVE_BACK, Outcome(Reason.GIVEN_BACK, detail="not started here")
         refused = self._context.admission.violations(run.task.spec)
         if refused:

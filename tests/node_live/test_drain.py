@@ -36,6 +36,9 @@ def test_a_drain_gives_back_what_may_run_again_and_holds_over_a_restart(node: Li
         wait_until_sync(lambda: is_running(client, again) and is_running(client, once), what="both run")
         client.drain("here")
         wait_until_sync(lambda: client.status(again).status is Status.QUEUED, what="it is given back")
+        outcome = client.status(again).attempts[0].outcome
+        assert outcome is not None
+        assert outcome.detail == "its node was drained"
         assert client.why(again).nodes[0].reasons == ("is draining or stopping: it claims nothing more",)
         assert client.status(once).status is Status.RUNNING, "it may not run a second time"
         client.cancel(once)

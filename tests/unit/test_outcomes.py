@@ -42,6 +42,7 @@ KILLED = {"exit_code": None, "signal": 9}
         (ended(exit_code=7), StopWhy.GIVE_BACK, Verdict.FINISH, Reason.EXITED),
         (ended(**KILLED, ended_by="timeout"), StopWhy.CANCEL, Verdict.FINISH, Reason.TIMED_OUT),
         (ended(**KILLED, ended_by="stop"), StopWhy.GIVE_BACK, Verdict.GIVE_BACK, Reason.GIVEN_BACK),
+        (ended(**KILLED, ended_by="stop"), StopWhy.DRAIN, Verdict.GIVE_BACK, Reason.GIVEN_BACK),
         # Never an exit, whatever the code says.
         (ended(exit_code=0, ended_by="fence"), None, Verdict.GIVE_BACK, Reason.FENCED),
         (ended(**KILLED, ended_by="fence"), StopWhy.CANCEL, Verdict.GIVE_BACK, Reason.FENCED),
