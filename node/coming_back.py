@@ -82,10 +82,11 @@ async def find_contacts(
             if isinstance(result, Silent):
                 reasons[address] = result.reason
             elif isinstance(result, Refused):
-                _check_refusal(address, result, is_named=address in named)
+                _check_refusal(address, result, is_named=address in named, memory=memory)
                 reasons[address] = result.message
             elif (contacts := result.answer.contacts).cluster_id != memory.cluster_id:
-                _check_refusal(address, _other_cluster(address, contacts, memory), is_named=address in named)
+                other = Refused(Why.WRONG_CLUSTER, f"{address} belongs to cluster {contacts.cluster_id}")
+                _check_refusal(address, other, is_named=address in named, memory=memory)
                 reasons[address] = f"belongs to cluster {contacts.cluster_id}"
             else:
                 found.append(Contacts(tuple(contacts.etcd_endpoints), (address, *contacts.node_addresses)))
@@ -94,21 +95,22 @@ async def find_contacts(
         await rounds.wait(reasons)
 
 
-def _other_cluster(address: str, contacts: nodes_pb2.Contacts, memory: ClusterMemory) -> Refused:
-    return Refused(
-        Why.WRONG_CLUSTER,
-        f"{address} belongs to cluster {contacts.cluster_id}, and this host to {memory.cluster_id} ({memory.path}):"
-        " name nodes of the latter with --peers",
+def _of_another_cluster(refused: Refused, memory: ClusterMemory) -> str:
+    """The usual reason is a first start without --peers, by mistake."""
+    whose = ", which it founded at a start without --peers" if memory.is_founder else ""
+    return (
+        f"{refused.message}. This host belongs to cluster {memory.cluster_id} ({memory.path}){whose}: leave --peers"
+        " out to come back to it; to join the other one, give an empty --data-dir and a join token"
     )
 
 
-def _check_refusal(address: str, refused: Refused, *, is_named: bool) -> None:
+def _check_refusal(address: str, refused: Refused, *, is_named: bool, memory: ClusterMemory) -> None:
     """Raises JoinRefused for what no other node will answer otherwise. An address that is only remembered may belong
     to somebody else by now."""
     if refused.why in (Why.REMOVED, Why.CERTIFICATE_REFUSED):
         raise JoinRefused(refused.why, refused.message)
     if is_named and refused.why is Why.WRONG_CLUSTER:
-        raise JoinRefused(refused.why, refused.message)
+        raise JoinRefused(refused.why, _of_another_cluster(refused, memory))
     log.debug("%s refuses: %s", address, refused.message)
 
 

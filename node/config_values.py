@@ -157,6 +157,9 @@ def parse_peers(value: object) -> tuple[Listen, ...]:
     peers = []
     for item in _items(value):
         text = parse_text(item).strip()
+        if text.isascii() and text.isdecimal():
+            # inet_aton(3) would take it for an address: 7400 is 0.0.28.232.
+            raise ValueError(f"{text!r} is a port without a host: write HOST:PORT, such as 192.168.1.10:7400")
         has_port = text.rpartition("]")[2].count(":") == 1
         peers.append(parse_listen(text if has_port else f"{text}:{DEFAULT_API_PORT}"))
         if peers[-1].port == 0:

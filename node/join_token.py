@@ -114,7 +114,7 @@ def decode(text: str) -> JoinSecret:
     if not line:
         raise BadJoinToken(f"the join token is empty: {_HOW}")
     if not line.startswith(PREFIX):
-        raise BadJoinToken(f"this is no join token, which begins with {PREFIX}: {_HOW}")
+        raise BadJoinToken(f"this is no join token (one begins with {PREFIX}): {_HOW}")
     if len(line) > TEXT_MAX:
         raise BadJoinToken(f"the join token is far too long: {_HOW} and nothing else")
     body = line.removeprefix(PREFIX)

@@ -163,18 +163,26 @@ def hints(machines: Sequence[Machine]) -> str:
     """What to type in another terminal."""
     first, last = machines[0], machines[-1]
     node = f"{sys.executable} -m node" if shutil.which("node") is None else "node"
+    rows = (
+        (f"{node} nodes", "who is in the cluster"),
+        (f"{node} run -- sh -c 'echo $PILFER_NODE_ID'", "run something, somewhere"),
+        (f"{node} drain {last.name}", "its tasks go elsewhere; back with --undo"),
+        (f"kill -9 {last.pid}", f"kill node {last.name}: its tasks run elsewhere within 6 s"),
+        (f"kill -STOP {last.pid}", "freeze it instead; kill -CONT brings it back, under a new id"),
+    )
     return f"""
 In another terminal:
 
     export PILFER_ADDRESS={first.socket}
-    {node} nodes                         who is in the cluster
-    {node} run -- sh -c 'echo $PILFER_NODE_ID'   run something, somewhere
-    {node} drain {last.name}                     its tasks go elsewhere; back with --undo
-    kill -9 {last.pid}                     kill node {last.name}: its tasks run elsewhere within 6 s
-    kill -STOP {last.pid}                  freeze it instead; kill -CONT brings it back, under a new id
+{_in_columns(rows)}
 
 Every node has a socket of its own: {first.data.parent}/NAME/node.sock, and its log beside it. Ctrl-C stops all.
 """
+
+
+def _in_columns(rows: Sequence[tuple[str, str]]) -> str:
+    width = max(len(command) for command, _ in rows)
+    return "\n".join(f"    {command:<{width}}   {what}" for command, what in rows)
 
 
 class Keeper:

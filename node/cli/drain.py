@@ -78,10 +78,8 @@ def _say(view: NodeView, *, undo: bool) -> None:
         line(f"{name} claims tasks again")
     elif view.running:
         line(f"{name} claims nothing more and gives back what it runs")
-        note(
-            f"{view.running} tasks run there still; those that may not be restarted finish. "
-            "node nodes shows how far it is."
-        )
+        still = "1 task runs" if view.running == 1 else f"{view.running} tasks run"
+        note(f"{still} there still; those that may not be restarted finish. node nodes shows how far it is.")
     else:
         line(f"{name} is drained: it claims nothing, and nothing runs there")
     if not undo:

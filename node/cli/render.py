@@ -150,6 +150,10 @@ def ran_for(task: Task, now: datetime) -> str:
     return format_duration(max(0.0, ((end or now) - task.started_at).total_seconds()))
 
 
+#: Of a node id in a table: ids of nodes are random, so that a few digits tell them apart, and `node drain` takes them.
+NODE_DIGITS = 8
+
+
 def task_row(task: Task, now: datetime) -> tuple[str, ...]:
     """For the table of `list`; see TASK_COLUMNS."""
     return (
@@ -157,6 +161,7 @@ def task_row(task: Task, now: datetime) -> tuple[str, ...]:
         printable(task.spec.name),
         str(task.status),
         how(task),
+        "" if task.status is Status.QUEUED else (task.node_id or "")[:NODE_DIGITS],
         str(task.attempt or ""),
         age(task.submitted_at, now),
         ran_for(task, now),
@@ -169,7 +174,8 @@ TASK_COLUMNS = (
     Column("name", is_flexible=True),
     Column("status"),
     Column("how", is_flexible=True),
-    Column("attempt", dispensable=3),
+    Column("node", dispensable=3),
+    Column("attempt", dispensable=4),
     Column("age", dispensable=1),
     Column("ran for", dispensable=2),
     Column("command", is_flexible=True),

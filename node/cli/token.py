@@ -43,7 +43,7 @@ def create(client: Client, ttl_s: float | None, uses: int | None) -> None:
     view = token.view
     for_whom = f"{view.uses} machine{'s' if view.uses > 1 else ''}" if view.uses else "any number of machines"
     lasts = format_duration(round((view.expires_at - view.created_at).total_seconds()))
-    note(f"Token {view.id} is good for {for_whom} and {lasts}. It is secret: whoever has it may join.")
+    note(f"Token {view.id} is good for {lasts}, for {for_whom}. It is secret: whoever has it may join.")
     if token.addresses:
         note(
             f"On each new machine: node start --listen HOST:PORT --peers {','.join(token.addresses)} --token-file FILE"

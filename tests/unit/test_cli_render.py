@@ -146,11 +146,12 @@ def test_how_it_ended_in_words(shown: Task, words: str) -> None:
 
 def test_a_narrow_terminal_gets_fewer_columns_and_whole_ids() -> None:
     names = [column.name for column in TASK_COLUMNS]
-    widths = [36, 30, 8, 13, 7, 3, 7, 200]
+    widths = [36, 30, 8, 13, 8, 7, 3, 7, 200]
     assert [names[i] for i in fitting(TASK_COLUMNS, widths, 200)] == names
-    assert [names[i] for i in fitting(TASK_COLUMNS, widths, 95)] == [n for n in names if n != "attempt"]
+    assert [names[i] for i in fitting(TASK_COLUMNS, widths, 105)] == [n for n in names if n != "attempt"]
+    assert [names[i] for i in fitting(TASK_COLUMNS, widths, 95)] == [n for n in names if n not in ("attempt", "node")]
     assert [names[i] for i in fitting(TASK_COLUMNS, widths, 80)] == ["id", "name", "status", "how", "command"]
-    assert fitting(TASK_COLUMNS, widths, 80) == {0: 36, 1: 10, 2: 8, 3: 9, 7: 9}, "what is left is shared"
+    assert fitting(TASK_COLUMNS, widths, 80) == {0: 36, 1: 10, 2: 8, 3: 9, 8: 9}, "what is left is shared"
     assert fitting(TASK_COLUMNS, widths, 1000) == dict(enumerate(widths)), "no wider than needed"
     assert [names[i] for i in fitting(TASK_COLUMNS, widths, 10)] == ["id", "name", "status", "how", "command"]
 

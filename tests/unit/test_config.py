@@ -216,7 +216,7 @@ def test_peers(data_dir: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("peers", ["a:0", "a:b", ":7400", "fd00::1"])
+@pytest.mark.parametrize("peers", ["a:0", "a:b", ":7400", "fd00::1", "7400"])
 def test_what_is_no_peer(data_dir: Path, peers: str) -> None:
     with pytest.raises(ConfigError, match=r"peers \(flag --peers\)"):
         load(data_dir, listen="10.0.0.2:7400", peers=peers)
