@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import click
 import pytest
 
 from node.cli.group import VERBS, root
+from node.cluster_memory import ClusterMemory, Contacts
 from node.config import load_settings
 from pilfer.v1 import records_pb2, tasks_pb2
 from pilfer.version import VERSION
@@ -50,6 +52,7 @@ def test_what_needs_no_grpc_loads_none(arguments: list[str]) -> None:
     code = f"""
 import sys
 import threading
+import uuid
 from node.cli.failures import run
 assert run({arguments!r}) == 0
 print(*sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)
@@ -148,7 +151,7 @@ def test_flags_reach_the_settings(tmp_path: Path) -> None:
 
 def test_env_is_for_a_shell(tmp_path: Path) -> None:
     data = tmp_path / "a b'c"
-    (data / "etcd").mkdir(parents=True)
+    (data / "etcd" / "data").mkdir(parents=True)
     (data / "etcd" / "ports.json").write_text('{"client": 2379, "peer": 2380}')
     ran = node("env", "--data-dir", str(data))
     assert ran.returncode == 0
@@ -157,6 +160,16 @@ def test_env_is_for_a_shell(tmp_path: Path) -> None:
     assert shell.stdout.splitlines() == ["3", "https://127.0.0.1:2379", f"{data}/pki/ca.crt"]
     found = json.loads(node("env", "--json", PILFER_DATA_DIR=str(data)).stdout)
     assert found["ETCDCTL_KEY"] == f"{data}/pki/node.key"
+
+
+def test_env_without_a_vote_names_the_voters(tmp_path: Path) -> None:
+    # As on a host that lost its vote: its ports are remembered, and nobody listens there.
+    (tmp_path / "etcd").mkdir()
+    (tmp_path / "etcd" / "ports.json").write_text('{"client": 2379, "peer": 2380}')
+    contacts = Contacts(etcd_endpoints=("a.example:7401", "b.example:7401"))
+    ClusterMemory(tmp_path, cluster_id=str(uuid.uuid4()), name="c", is_founder=True, contacts=contacts).save()
+    found = json.loads(node("env", "--json", "--data-dir", str(tmp_path)).stdout)
+    assert found["ETCDCTL_ENDPOINTS"] == "https://a.example:7401,https://b.example:7401"
 
 
 def test_env_without_a_node(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ async def test_a_token_stands_alone_on_stdout(lab: Lab, cli: Cli) -> None:
         (line,) = ran.out.splitlines()
         secret = decode(line)
         assert line not in ran.err
-        assert "2 machines and 1h30m" in ran.err
+        assert "for 1h30m, for 2 machines" in ran.err
         assert f"--peers {node.address},a.example:7400 --token-file" in ran.err
         assert secret.token_id in ran.err
         default = await cli("token", "create")
