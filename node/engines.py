@@ -90,7 +90,10 @@ async def start_engines(
     spawner = SupervisedSpawner(_spawner_config(settings, data, capacity))
     stack.push_async_callback(membership.stop)
     stack.push_async_callback(spawner.close)
-    await asyncio.gather(spawner.start(), membership.start(found=foothold.is_founding))
+    others = {*map(str, settings.peers), *foothold.memory.node_addresses} - {place.address}
+    async with asyncio.TaskGroup() as group:  # where one cannot start, the other one is not left behind
+        group.create_task(spawner.start(), name="start the spawner")
+        group.create_task(membership.start(found=foothold.is_founding, may_hear=bool(others)), name="start etcd")
     for lack in spawner.report.not_enforced:
         log.warning("not enforced on this host: %s", lack)
     etcd = await stack.enter_async_context(EtcdClient(membership.endpoints, tls))

@@ -185,23 +185,37 @@ class Membership:
 
     # Its life
 
-    async def start(self, *, found: bool = False) -> Role:
+    async def start(self, *, found: bool = False, may_hear: bool = False) -> Role:
         """Starts the own member where there are data of one, founds a cluster where told to, and is a client else.
 
         Does not wait: see `wait_ready`. Raises MembershipError where there is nobody to be a client of, and what
-        `EtcdServer.start` raises. found: only for the first start of a founder.
+        `EtcdServer.start` raises. found: only for the first start of a founder. may_hear: other nodes are known, which
+        may tell where the voters are (`hear_of`).
         """
         ports = self._plan_ports(self._config)
         self._peer_url, self._client_url = peer_url(self._config, ports), client_url(self._config, ports)
         if self._config.has_data or found:
             await self._start_server(replace(self._config, state="new" if found else "existing"))
             self._role = Role.VOTER
-        elif not self._endpoints:
+        else:
+            self._check_others(_address(self._client_url), may_hear=may_hear)
+        return self._role
+
+    def _check_others(self, own: str, *, may_hear: bool) -> None:
+        """There are no data. A host that remembers itself among the voters lost them: it must not wait for itself."""
+        others = tuple(address for address in self._endpoints if address != own)
+        if not others and not may_hear:
             raise MembershipError(
                 f"etcd's data are missing in {self._config.directory}, and no other member of its cluster is known: "
                 "restore the directory from a backup, or begin anew with an empty data directory"
             )
-        return self._role
+        if len(others) < len(self._endpoints):
+            log.error(
+                "etcd's data are missing in %s, where this host had a vote: it goes on as a client of %s. If it was "
+                "the only voter, restore the directory from a backup",
+                self._config.directory,
+                ", ".join(others) or "whatever the other nodes name",
+            )
 
     async def wait_ready(self, etcd: Etcd, timeout_s: float) -> None:
         """Until the cluster answers a linearizable read, through whichever member. Raises MembershipError."""

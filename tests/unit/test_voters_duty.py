@@ -13,7 +13,7 @@ from etcd import cluster_codec, keys
 from etcd.port import Put
 from node.core.model import Drain, Removal
 from node.core.voters import CHANGE_PAUSE_S, GRACE_S
-from node.membership import MISSING_S, Role
+from node.membership import MISSING_S, MembershipError, Role
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, Fault, applied_later
 from tests.support.virtual_time import run_virtual, virtual_time
 from tests.support.voting import FakeServer, Host, World
@@ -130,6 +130,23 @@ def test_a_dead_voter_is_replaced_and_returns_as_a_client(tmp_path: Path, place:
             assert old_id not in {m.id for m in made.members}
 
     run_virtual(run())
+
+
+@virtual_time
+async def test_the_only_voter_without_its_data_does_not_wait_for_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It remembers the voters' addresses, and they are its own."""
+    async with world(tmp_path, 1) as made:
+        host = made.hosts[0]
+        await made.wait_for_voters("0")
+        await made.wait_for(lambda: bool(host.told))
+        await host.die()
+        host.lose_data()
+        with pytest.raises(MembershipError, match="data are missing"):
+            await host.start()
+        assert await host.membership.start(may_hear=True) is Role.CLIENT
+        assert "If it was the only voter" in caplog.text
 
 
 @virtual_time
