@@ -152,7 +152,7 @@ class ListResponse(_message.Message):
     def __init__(self, tasks: _Optional[_Iterable[_Union[_records_pb2.Task, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("ids", "from_revision", "labels", "ended_only")
+    __slots__ = ("ids", "from_revision", "labels", "ended_only", "grouped")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -164,20 +164,24 @@ class WatchRequest(_message.Message):
     FROM_REVISION_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     ENDED_ONLY_FIELD_NUMBER: _ClassVar[int]
+    GROUPED_FIELD_NUMBER: _ClassVar[int]
     ids: _containers.RepeatedScalarFieldContainer[str]
     from_revision: int
     labels: _containers.ScalarMap[str, str]
     ended_only: bool
-    def __init__(self, ids: _Optional[_Iterable[str]] = ..., from_revision: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., ended_only: _Optional[bool] = ...) -> None: ...
+    grouped: bool
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., from_revision: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., ended_only: _Optional[bool] = ..., grouped: _Optional[bool] = ...) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ("task", "revision", "deleted", "ready")
+    __slots__ = ("task", "revision", "deleted", "ready", "group")
     TASK_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     DELETED_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     task: _records_pb2.Task
     revision: int
     deleted: bool
     ready: bool
-    def __init__(self, task: _Optional[_Union[_records_pb2.Task, _Mapping]] = ..., revision: _Optional[int] = ..., deleted: _Optional[bool] = ..., ready: _Optional[bool] = ...) -> None: ...
+    group: _containers.RepeatedCompositeFieldContainer[WatchResponse]
+    def __init__(self, task: _Optional[_Union[_records_pb2.Task, _Mapping]] = ..., revision: _Optional[int] = ..., deleted: _Optional[bool] = ..., ready: _Optional[bool] = ..., group: _Optional[_Iterable[_Union[WatchResponse, _Mapping]]] = ...) -> None: ...
