@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,31 @@ def test_a_killed_node_comes_back_with_every_task(kill: Callable[[LiveNode], Non
             assert all(task.exit_code == 0 for task in client.wait(queued, timeout_s=30))
             assert {task.status for task in client.wait(running, timeout_s=30)} == {Status.CANCELED}
         assert gone_after_s < 3
+
+
+def test_a_stopped_spawner_of_a_killed_node_runs_nothing_beside_the_next() -> None:
+    """It does not see that its node is gone: the next start ends it before it gives its tasks to others. The lease is
+    long, so that nothing but the start can have ended them."""
+    with live_node("--cpu", "1", "--lease-ttl", "60s") as node:
+        with node.client() as client:
+            task_id = sleeper(client)
+            wait_output(client, task_id, b"here")
+        pids = processes_in(node.cgroups())
+        spawner = node.child("spawner")
+        spawner.suspend()
+        try:
+            node.kill()
+            assert all(map(_is_alive, pids))  # so that what follows means something
+            node.start()
+            assert not any(map(_is_alive, [spawner.pid, *pids]))
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                spawner.resume()
+        with node.client() as client:
+            again = wait_running(client, task_id, attempt=2)
+            assert [a.outcome.reason for a in again.attempts[:1] if a.outcome] == ["node_lost"]
+            client.cancel(task_id)
+            client.wait(task_id, timeout_s=30)
 
 
 def test_sigterm_gives_tasks_back_and_exits_with_zero() -> None:
@@ -191,6 +217,13 @@ def test_etcd_frozen_past_the_lease_the_task_never_runs_twice_at_once() -> None:
                 assert max(beats[n]) < min(beats[n + 1])
 
 
+def _is_alive(pid: int) -> bool:
+    """Whether it may take another step: an orphan that nobody has reaped yet may not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return False
+
+
 def _beats(node: LiveNode, task_id: str, attempt: int) -> list[int]:
     file = node.data_dir / "logs" / task_id[-2:] / f"{task_id}.{attempt}.stdout"
     lines = file.read_text().splitlines() if file.exists() else []
@@ -212,6 +245,28 @@ def test_a_data_directory_in_use_is_refused() -> None:
         assert f"pid {node.pid}" in second.stderr
         assert "Traceback" not in second.stderr
         assert node.cli("run", "--", "echo", "still here").stdout == "still here\n"
+
+
+def test_a_copied_data_directory_does_its_living_original_no_harm(tmp_path: Path) -> None:
+    with live_node("--cpu", "1") as node, node.client() as client:
+        task_id = sleeper(client)
+        wait_output(client, task_id, b"here")
+        (before,) = client.nodes()
+        pids = processes_in(node.cgroups())
+        shutil.copytree(node.data_dir, tmp_path / "copy", ignore=shutil.ignore_patterns("*.sock", "scratch"))
+        second = subprocess.run(
+            [sys.executable, "-m", "node", "start", "--data-dir", str(tmp_path / "copy")],
+            capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert second.returncode == 1
+        assert "was the data directory copied?" in second.stderr
+        assert f"pid {node.pid}" in second.stderr
+        assert "Traceback" not in second.stderr
+        (after,) = client.nodes()
+        assert (after.id, after.state) == (before.id, "ready")
+        assert processes_in(node.cgroups()) == pids
+        client.cancel(task_id)
+        assert client.wait(task_id, timeout_s=30).attempt == 1
 
 
 def test_an_address_in_use_is_refused(tmp_path: Path) -> None:
