@@ -8,6 +8,7 @@ from typing import TypeAlias, TypeVar
 from google.protobuf.message import Message
 
 from pilfer import _convert, _transport
+from pilfer._reach import TRY_S
 from pilfer.types import NodeView, RemovedHost, Why
 from pilfer.v1 import nodes_pb2
 
@@ -16,22 +17,27 @@ Response = TypeVar("Response", bound=Message)
 
 Nodes: TypeAlias = list[NodeView]
 
-#: One try of a call; a node that has not answered by then is asked again.
-TRY_S = 10.0
-
 
 class NodeMethods(ABC):
     """List, drain, remove, why."""
 
     @abstractmethod
     async def _call(
-        self, call: _transport.Call[Request, Response], request: Request, *, try_s: float = TRY_S
+        self,
+        call: _transport.Call[Request, Response],
+        request: Request,
+        *,
+        try_s: float = TRY_S,
+        timeout_s: float | None = None,
+        may_be_long: bool = False,
     ) -> Response:
-        """A unary call with its retries. Raises what the last try raised."""
+        """A unary call with its retries; see `Reach.call`."""
 
-    async def nodes(self) -> Nodes:
-        """Every node that lives, then every host that is known and gone."""
-        response = await self._call(_transport.LIST_NODES, nodes_pb2.ListNodesRequest())
+    async def nodes(self, *, timeout_s: float | None = None) -> Nodes:
+        """Every node that lives, then every host that is known and gone. timeout_s: in place of the client's."""
+        response = await self._call(
+            _transport.LIST_NODES, nodes_pb2.ListNodesRequest(), timeout_s=timeout_s, may_be_long=True
+        )
         return [_convert.node_view(message) for message in response.nodes]
 
     async def drain(self, node: str, *, undo: bool = False, let_finish: bool = False) -> NodeView:
@@ -42,7 +48,7 @@ class NodeMethods(ABC):
         several are meant. Repeating it is harmless.
         """
         request = nodes_pb2.DrainRequest(node=node, undo=undo, let_finish=let_finish)
-        return _convert.node_view((await self._call(_transport.DRAIN, request)).node)
+        return _convert.node_view((await self._call(_transport.DRAIN, request, may_be_long=True)).node)
 
     async def remove(self, node: str) -> RemovedHost:
         """Forgets a host whose node is gone, and bars its return. node: as for `drain`.
@@ -50,11 +56,13 @@ class NodeMethods(ABC):
         Raises PreconditionFailed while its node lives, NotFound, and InvalidRequest where several are meant.
         Repeating it is harmless.
         """
-        return _convert.removed_host(await self._call(_transport.REMOVE, nodes_pb2.RemoveRequest(node=node)))
+        request = nodes_pb2.RemoveRequest(node=node)
+        return _convert.removed_host(await self._call(_transport.REMOVE, request, may_be_long=True))
 
     async def why(self, task_id: str) -> Why:
         """Why a task does not start, node by node; of others, where it runs or how it ended.
 
         A unique prefix of the id will do. Raises NotFound, and InvalidRequest for an ambiguous prefix.
         """
-        return _convert.why_value(await self._call(_transport.WHY, nodes_pb2.WhyRequest(id=task_id)))
+        request = nodes_pb2.WhyRequest(id=task_id)
+        return _convert.why_value(await self._call(_transport.WHY, request, may_be_long=True))

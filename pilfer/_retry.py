@@ -32,13 +32,18 @@ class Patience:
         self._failing_since = None
         self._pause_s = _PAUSE_FIRST_S
 
-    def pause_s(self, now: float) -> float | None:
-        """How long to wait before the next try, or None: give up."""
+    def failed(self, now: float) -> None:
+        """A try failed after which no pause is needed: another node is asked next."""
         if self._failing_since is None:
             self._failing_since = now
+
+    def pause_s(self, now: float) -> float | None:
+        """How long to wait before the next try, or None: give up."""
+        failing_since = now if self._failing_since is None else self._failing_since
+        self._failing_since = failing_since
         pause_s = self._pause_s * self.rng.uniform(0.5, 1.0)
         self._pause_s = min(self._pause_s * 2, _PAUSE_MAX_S)
-        if now + pause_s - self._failing_since > self.patience_s:
+        if now + pause_s - failing_since > self.patience_s:
             return None
         if self.deadline is not None and now + pause_s >= self.deadline:
             return None

@@ -22,7 +22,7 @@ import grpc
 from google.protobuf.message import Message
 
 from pilfer._status import RpcStatus, error_of
-from pilfer.address import CERTIFICATE_FILES, NODE_DNS_NAME, TcpTarget, UnixTarget
+from pilfer.address import CERTIFICATE_FILES, NODE_DNS_NAME, Target, UnixTarget
 from pilfer.errors import InvalidAddress
 from pilfer.v1 import nodes_pb2, tasks_pb2
 
@@ -40,17 +40,22 @@ _OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.enable_retries", 0),
     # A node is spoken to directly; http_proxy in the environment is meant for the web.
     ("grpc.enable_http_proxy", 0),
-    # A peer that is gone without a word is noticed during a long watch, too. Nodes allow a ping every 5 s.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
+    # A peer that is gone or frozen without a word is noticed during a long watch, too.
     ("grpc.http2.max_pings_without_data", 0),
     # While a node restarts, a new connection is tried at the pace of the client's retries; the default grows to 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
+#: How a silent connection is asked whether it lives. Where other nodes are named, turning to one of them is cheap, so
+#: it is asked sooner. Nodes allow a ping every 5 s.
+_KEEPALIVE: list[tuple[str, str | int]] = [("grpc.keepalive_time_ms", 10_000), ("grpc.http2.ping_timeout_ms", 5_000)]
+_KEEPALIVE_EAGER: list[tuple[str, str | int]] = [
+    ("grpc.keepalive_time_ms", 6_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
+]
 #: A node's certificate says that it is one, not where it is: addresses change, and may be forwarded ones.
-_TLS_OPTIONS: list[tuple[str, str | int]] = [*_OPTIONS, ("grpc.ssl_target_name_override", NODE_DNS_NAME)]
+_TLS_OPTIONS: list[tuple[str, str | int]] = [("grpc.ssl_target_name_override", NODE_DNS_NAME)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ STATUS = Call("/pilfer.v1.TaskService/Status", tasks_pb2.StatusRequest, tasks_pb
 LOG = Call("/pilfer.v1.TaskService/Log", tasks_pb2.LogRequest, tasks_pb2.LogResponse)
 LIST = Call("/pilfer.v1.TaskService/List", tasks_pb2.ListRequest, tasks_pb2.ListResponse)
 WATCH = Call("/pilfer.v1.TaskService/Watch", tasks_pb2.WatchRequest, tasks_pb2.WatchResponse)
+DESCRIBE = Call("/pilfer.v1.NodeService/Describe", nodes_pb2.DescribeRequest, nodes_pb2.NodeView)
 LIST_NODES = Call("/pilfer.v1.NodeService/ListNodes", nodes_pb2.ListNodesRequest, nodes_pb2.ListNodesResponse)
 DRAIN = Call("/pilfer.v1.NodeService/Drain", nodes_pb2.DrainRequest, nodes_pb2.DrainResponse)
 REMOVE = Call("/pilfer.v1.NodeService/Remove", nodes_pb2.RemoveRequest, nodes_pb2.RemoveResponse)
@@ -97,18 +103,20 @@ class Transport(Protocol):
 class _Endpoint:
     """A target as grpc wants it, and what must be held open for it."""
 
-    def __init__(self, target: UnixTarget | TcpTarget) -> None:
+    def __init__(self, target: Target, *, has_others: bool) -> None:
         self._target = target
+        self._options = [*_OPTIONS, *(_KEEPALIVE_EAGER if has_others else _KEEPALIVE)]
         self._directory_fd: int | None = None
 
-    def open(self) -> tuple[str, grpc.ChannelCredentials | None]:
-        """The target's name for grpc, and credentials (None: plain). Raises InvalidAddress."""
+    def open(self) -> tuple[str, list[tuple[str, str | int]], grpc.ChannelCredentials | None]:
+        """The target's name for grpc, options, and credentials (None: plain). Raises InvalidAddress."""
         if isinstance(self._target, UnixTarget):
-            return f"unix:{self._short(self._target.path)}", None
+            return f"unix:{self._short(self._target.path)}", self._options, None
         if self._target.certs is None:
-            return str(self._target), None
+            return str(self._target), self._options, None
         ca, certificate, key = (_read(self._target.certs / name) for name in CERTIFICATE_FILES)
-        return str(self._target), grpc.ssl_channel_credentials(ca, key, certificate)
+        options = [*self._options, *_TLS_OPTIONS]
+        return str(self._target), options, grpc.ssl_channel_credentials(ca, key, certificate)
 
     def _short(self, path: Path) -> str:
         """A name of the socket that fits into an address: long ones go by a descriptor of their directory."""
@@ -137,9 +145,10 @@ def _read(path: Path) -> bytes:
 class BlockingTransport:
     """Plain grpc: each coroutine here does its work before it returns and never suspends."""
 
-    def __init__(self, target: UnixTarget | TcpTarget) -> None:
+    def __init__(self, target: Target, *, has_others: bool = False) -> None:
+        """has_others: other nodes are named, so that one which is silent is left soon."""
         self._target = target
-        self._endpoint = _Endpoint(target)
+        self._endpoint = _Endpoint(target, has_others=has_others)
         self._channel: grpc.Channel | None = None
         #: Several threads may make the first call.
         self._opening = threading.Lock()
@@ -147,11 +156,11 @@ class BlockingTransport:
     def _open(self) -> grpc.Channel:
         with self._opening:
             if self._channel is None:
-                name, credentials = self._endpoint.open()
+                name, options, credentials = self._endpoint.open()
                 self._channel = (
-                    grpc.insecure_channel(name, _OPTIONS)
+                    grpc.insecure_channel(name, options)
                     if credentials is None
-                    else grpc.secure_channel(name, credentials, _TLS_OPTIONS)
+                    else grpc.secure_channel(name, credentials, options)
                 )
             return self._channel
 
@@ -192,18 +201,19 @@ class BlockingTransport:
 class AsyncTransport:
     """grpc.aio, on the loop that runs at the first call."""
 
-    def __init__(self, target: UnixTarget | TcpTarget) -> None:
+    def __init__(self, target: Target, *, has_others: bool = False) -> None:
+        """has_others: other nodes are named, so that one which is silent is left soon."""
         self._target = target
-        self._endpoint = _Endpoint(target)
+        self._endpoint = _Endpoint(target, has_others=has_others)
         self._channel: grpc.aio.Channel | None = None
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
-            name, credentials = self._endpoint.open()
+            name, options, credentials = self._endpoint.open()
             self._channel = (
-                grpc.aio.insecure_channel(name, _OPTIONS)
+                grpc.aio.insecure_channel(name, options)
                 if credentials is None
-                else grpc.aio.secure_channel(name, credentials, _TLS_OPTIONS)
+                else grpc.aio.secure_channel(name, credentials, options)
             )
         return self._channel
 

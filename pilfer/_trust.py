@@ -27,7 +27,7 @@ class TrustMethods(NodeMethods):
         request = nodes_pb2.CreateTokenRequest(uses=uses)
         if ttl_s is not None:
             request.ttl.FromNanoseconds(round(ttl_s * 1e9))
-        response = await self._call(_transport.CREATE_TOKEN, request)
+        response = await self._call(_transport.CREATE_TOKEN, request, may_be_long=True)
         return NewToken(response.token, _view(response.view), tuple(response.addresses))
 
     async def list_tokens(self) -> TokenViews:
@@ -48,7 +48,7 @@ class TrustMethods(NodeMethods):
         request = nodes_pb2.InviteRequest(name=name)
         if ttl_s is not None:
             request.ttl.FromNanoseconds(round(ttl_s * 1e9))
-        response = await self._call(_transport.INVITE, request)
+        response = await self._call(_transport.INVITE, request, may_be_long=True)
         return Invitation(
             response.ca_certificate, response.certificate, response.key, addresses=tuple(response.addresses)
         )

@@ -1,11 +1,11 @@
 """The client for asyncio, and the logic of both clients.
 
-Retries: a call that no node answers is repeated until `patience_s` or the deadline is over, with the same request.
-That never makes a task twice, because every task has its id before it is sent first (`pilfer/ids.py`).
+Retries: a call that no node answers is repeated until `patience_s` or the deadline is over, with the same request, at
+each of the nodes that were named (`pilfer/_reach.py`). That never makes a task twice, because every task has its id
+before it is sent first (`pilfer/ids.py`).
 
-Streams (watch, wait, log) resume after a broken connection where they were. Revisions order a watch: all events of
-lower revisions have come before one of a higher; several tasks may share one revision, so it goes on from the last
-revision seen, not from the next one, and leaves out what it has had.
+Streams (watch, wait, log) resume after a broken connection where they were, at any node: a watch from the revision that
+it had reached (`pilfer/_watching.py`), a log from the byte (`pilfer/_log_reading.py`).
 
 Waiting is watching: the node sends the present state first, then each transition. Nothing here polls.
 """
@@ -23,10 +23,11 @@ from google.protobuf.message import Message
 
 from pilfer import _convert, _transport
 from pilfer._convert import Submission
-from pilfer._nodes import TRY_S
-from pilfer._retry import Patience
+from pilfer._log_reading import LogReading
+from pilfer._reach import TRY_S, Reach
 from pilfer._trust import TrustMethods
-from pilfer.address import find_target
+from pilfer._watching import Progress
+from pilfer.address import Target, find_targets
 from pilfer.errors import FieldViolation, InvalidRequest, NotFound, PilferError, RevisionGone, TimedOut, Unavailable
 from pilfer.ids import new_task_id
 from pilfer.types import (
@@ -54,6 +55,9 @@ PATIENCE_S = 10.0
 BATCH = 1000
 #: One try of a submit: 100,000 tasks in one call take seconds to check and store.
 _SUBMIT_TRY_S = 60.0
+#: A call about no more than this takes milliseconds.
+_QUICK_TASKS = 100
+_QUICK_BYTES = 1024 * 1024
 #: A call is limited to 64 MiB; a quarter keeps the memory of both sides small.
 _BATCH_BYTES = 16 * 1024 * 1024
 #: Ids in one status or cancel call.
@@ -62,12 +66,13 @@ _UUID_LENGTH = 36
 
 
 class AsyncClient(TrustMethods):
-    """Talks to one node of a cluster. Safe for many coroutines of one loop; not for several loops.
+    """Talks to a cluster through one of its nodes. Safe for many coroutines of one loop; not for several loops.
 
-    address: `unix:/path/node.sock` or `HOST:PORT`; else PILFER_ADDRESS, else the socket in the default data directory.
-    certs: directory of ca.crt, client.crt, client.key for a TCP address. insecure: plain TCP, on loopback alone.
-    timeout_s: of one call, all its tries together. patience_s: how long it tries while no node answers at all.
-    Raises InvalidAddress. Nothing is connected before the first call.
+    address: `unix:/path/node.sock` or `HOST:PORT`, or several with commas between; else PILFER_ADDRESS, else the socket
+    in the default data directory. Of several nodes the first that answers is used, until it answers no more.
+    certs: directory of ca.crt, client.crt, client.key for TCP addresses. insecure: plain TCP, on loopback alone.
+    timeout_s: of one call, all its tries together. patience_s: how long it tries while no node answers at all; each of
+    several is asked once in any case. Raises InvalidAddress. Nothing is connected before the first call.
     """
 
     def __init__(
@@ -79,17 +84,16 @@ class AsyncClient(TrustMethods):
         timeout_s: float = TIMEOUT_S,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self.target = find_target(address, certs=certs, insecure=insecure)
-        self._timeout_s = timeout_s
-        self._patience_s = patience_s
-        self._transport = self._new_transport()
+        #: The nodes that were named, the first choice first.
+        self.targets = find_targets(address, certs=certs, insecure=insecure)
+        self._reach = Reach(self.targets, self._new_transport, timeout_s=timeout_s, patience_s=patience_s)
 
-    def _new_transport(self) -> _transport.Transport:
-        return _transport.AsyncTransport(self.target)
+    def _new_transport(self, target: Target) -> _transport.Transport:
+        return _transport.AsyncTransport(target, has_others=len(self.targets) > 1)
 
     async def close(self) -> None:
-        """Ends all calls and gives up the connection."""
-        await self._transport.close()
+        """Ends all calls and gives up the connections."""
+        await self._reach.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -188,7 +192,9 @@ class AsyncClient(TrustMethods):
         """
         found: Tasks = []
         for some in _slices([ids] if isinstance(ids, str) else [*ids]):
-            response = await self._call(_transport.STATUS, tasks_pb2.StatusRequest(ids=some))
+            response = await self._call(
+                _transport.STATUS, tasks_pb2.StatusRequest(ids=some), may_be_long=len(some) > _QUICK_TASKS
+            )
             found += [_convert.task_value(message) for message in response.tasks]
         return found[0] if isinstance(ids, str) else found
 
@@ -205,7 +211,9 @@ class AsyncClient(TrustMethods):
         """
         results: CancelResults = []
         for some in _slices([ids] if isinstance(ids, str) else [*ids]):
-            response = await self._call(_transport.CANCEL, tasks_pb2.CancelRequest(ids=some))
+            response = await self._call(
+                _transport.CANCEL, tasks_pb2.CancelRequest(ids=some), may_be_long=len(some) > _QUICK_TASKS
+            )
             results += [_convert.cancel_result(message) for message in response.results]
         return results[0] if isinstance(ids, str) else results
 
@@ -224,7 +232,7 @@ class AsyncClient(TrustMethods):
             request.status = _convert.STATUS_NUMBERS[Status(status)]
         left = limit
         while left is None or left > 0:
-            response = await self._call(_transport.LIST, request)
+            response = await self._call(_transport.LIST, request, may_be_long=True)
             for message in response.tasks[:left]:
                 yield _convert.task_value(message)
             left = None if left is None else left - len(response.tasks)
@@ -298,56 +306,30 @@ class AsyncClient(TrustMethods):
 
         attempt: by default the newest. follow: as they come, until the task has ended, through further attempts where
         none was named; of a queued task, from its first attempt on. tail_lines: the last lines only.
-        A broken connection is resumed at the byte where it broke, except after tail_lines (Unavailable then).
+        A broken connection is resumed at the byte where it broke, through another node where several are named.
         A chunk may carry a `notice` in place of data: that a further attempt begins, or what cannot be had of one.
         Raises NotFound, and PreconditionFailed while the host that has the log has no node.
         """
         request = tasks_pb2.LogRequest(id=task_id, follow=follow, tail_lines=tail_lines, attempt=attempt)
         if stream is not None:
             request.stream = _convert.STREAM_NUMBERS[Stream(stream)]
-        patience = Patience(self._patience_s, None)
-        received: dict[tuple[int, int], int] = {}
-        #: Notices: a stream that is resumed tells them again.
-        told: set[tuple[int, str]] = set()
-        resuming = False
+        reading = LogReading(request)
+        trying = self._reach.trying(None)
         while True:
-            skip = dict(received)
             try:
-                async with aclosing(self._transport.stream(_transport.LOG, request, None)) as responses:
+                async with aclosing(trying.stream(_transport.LOG, reading.request())) as responses:
                     async for response in responses:
-                        patience.succeeded()
-                        chunk = _convert.log_chunk(response)
-                        if chunk.notice:
-                            if (chunk.attempt, chunk.notice) not in told:
-                                told.add((chunk.attempt, chunk.notice))
-                                yield chunk
-                            continue
-                        key = (response.attempt, response.stream)
-                        had = min(skip.get(key, 0), len(chunk.data))
-                        skip[key] = skip.get(key, 0) - had
-                        if had < len(chunk.data):
-                            received[key] = received.get(key, 0) + len(chunk.data) - had
-                            yield LogChunk(chunk.stream, chunk.data[had:], chunk.attempt)
+                        if reading.take(response):
+                            yield _convert.log_chunk(response)
             except Unavailable as error:
-                if tail_lines is not None and received:
-                    raise  # where the last lines begin may have moved
-                await self._pause(patience, error)
-                if received and attempt is None:
-                    # The newest attempt may be another one by now: name the one that broke, then those after it.
-                    resuming = True
-                    request.attempt = max(number for number, _ in received)
-                continue
-            except NotFound:
-                if resuming and request.attempt > max(number for number, _ in received):
-                    return
-                raise
-            if not (resuming and follow):
+                await trying.pause_after(error)
+            else:
                 return
-            request.attempt += 1
 
     async def _submit(self, messages: Sequence[tasks_pb2.NewTask], *, validate_only: bool) -> None:
         request = tasks_pb2.SubmitRequest(tasks=messages, validate_only=validate_only)
-        await self._call(_transport.SUBMIT, request, try_s=_SUBMIT_TRY_S)
+        is_large = len(messages) > _QUICK_TASKS or request.ByteSize() > _QUICK_BYTES
+        await self._call(_transport.SUBMIT, request, try_s=_SUBMIT_TRY_S, may_be_long=is_large)
 
     async def _full_ids(self, ids: Ids) -> Ids:
         """Full ids of ids and prefixes."""
@@ -356,26 +338,15 @@ class AsyncClient(TrustMethods):
         return [task.id for task in await self.status(ids)]
 
     async def _call(
-        self, call: _transport.Call[Request, Response], request: Request, *, try_s: float = TRY_S
+        self,
+        call: _transport.Call[Request, Response],
+        request: Request,
+        *,
+        try_s: float = TRY_S,
+        timeout_s: float | None = None,
+        may_be_long: bool = False,
     ) -> Response:
-        """A unary call with its retries. Raises what the last try raised."""
-        deadline = time.monotonic() + self._timeout_s
-        patience = Patience(self._patience_s, deadline)
-        while True:
-            left_s = deadline - time.monotonic()
-            try:
-                return await self._transport.unary(call, request, max(0.001, min(left_s, try_s)))
-            except Unavailable as error:
-                await self._pause(patience, error)
-            except TimedOut:
-                if time.monotonic() >= deadline:
-                    raise
-
-    async def _pause(self, patience: Patience, error: Unavailable) -> None:
-        pause_s = patience.pause_s(time.monotonic())
-        if pause_s is None:
-            raise error
-        await self._transport.sleep(pause_s)
+        return await self._reach.call(call, request, try_s=try_s, timeout_s=timeout_s, may_be_long=may_be_long)
 
     async def _events(
         self,
@@ -392,20 +363,18 @@ class AsyncClient(TrustMethods):
         it needs no more. ended_only: of tasks that have ended alone.
         """
         of_all = not ids
-        progress = _Progress(from_revision, ready_is_last=ended_only)
-        patience = Patience(self._patience_s, deadline)
+        progress = Progress(from_revision, ready_is_last=ended_only)
+        trying = self._reach.trying(deadline)
         while True:
             request = tasks_pb2.WatchRequest(ids=() if of_all else [*ids], labels=labels, ended_only=ended_only)
             if progress.resume_from is not None:
                 request.from_revision = progress.resume_from
             has_present = not (of_all or ended_only or progress.resume_from is not None)
             progress.begin(len(request.ids) if has_present else 0)
-            left_s = None if deadline is None else max(0.001, deadline - time.monotonic())
             failure = Unavailable("the node ended the stream", code="UNAVAILABLE")
             try:
-                async with aclosing(self._transport.stream(_transport.WATCH, request, left_s)) as responses:
+                async with aclosing(trying.stream(_transport.WATCH, request)) as responses:
                     async for response in responses:
-                        patience.succeeded()
                         if progress.is_new(response) and not (
                             response.task.id in ids and response.revision <= ids[response.task.id]
                         ):
@@ -417,54 +386,9 @@ class AsyncClient(TrustMethods):
             except RevisionGone:
                 if of_all or from_revision is not None:
                     raise
-                progress = _Progress(None, ready_is_last=ended_only)  # the present state of each says what was missed
+                progress = Progress(None, ready_is_last=ended_only)  # the present state of each says what was missed
                 continue
-            await self._pause(patience, failure)
-
-
-class _Progress:
-    """How far a watch has come: what to ask for when it has to be begun again.
-
-    Invariant: everything below `resume_from` has been handed out; of that revision itself, the tasks in `_at`.
-    """
-
-    def __init__(self, resume_from: int | None, *, ready_is_last: bool = False) -> None:
-        """ready_is_last: present states come before the `ready` message, and not after it."""
-        self.resume_from = resume_from
-        self._ready_is_last = ready_is_last
-        self._at: set[str] = set()
-        self._present_left = 0
-        self._stands_at = 0
-
-    def begin(self, present: int) -> None:
-        """A new stream, which sends the present state of so many tasks first."""
-        self._present_left = present
-        self._stands_at = 0
-
-    def is_new(self, response: tasks_pb2.WatchResponse) -> bool:
-        """Takes note of a response; False: it carries no event, or one that was handed out before."""
-        if response.ready:
-            # The revision from which this watch goes on, where the node tells it.
-            self._stands_at = response.revision
-        elif self._ready_is_last and not self._stands_at:
-            return True
-        elif self._present_left:
-            # Present states have the revisions of their records, in no order.
-            self._present_left -= 1
-        else:
-            return self._is_new_transition(response)
-        if not self._present_left and self._stands_at and self.resume_from is None:
-            self.resume_from = self._stands_at
-        return not response.ready
-
-    def _is_new_transition(self, response: tasks_pb2.WatchResponse) -> bool:
-        if self.resume_from is None or response.revision > self.resume_from:
-            self.resume_from = response.revision
-            self._at.clear()
-        if response.task.id in self._at and response.revision == self.resume_from:
-            return False
-        self._at.add(response.task.id)
-        return True
+            await trying.pause_after(failure)
 
 
 def _slices(ids: Sequence[str]) -> Iterable[Sequence[str]]:

@@ -15,7 +15,7 @@ from pilfer import _transport
 from pilfer._convert import Submission
 from pilfer._nodes import Nodes
 from pilfer._trust import TokenViews
-from pilfer.address import TcpTarget, UnixTarget
+from pilfer.address import Target
 from pilfer.aio import BATCH, PATIENCE_S, TIMEOUT_S, AsyncClient, CancelResults, Ids, Tasks
 from pilfer.types import (
     CancelResult,
@@ -65,12 +65,12 @@ def _iterate(items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
 
 
 class _BlockingClient(AsyncClient):
-    def _new_transport(self) -> _transport.Transport:
-        return _transport.BlockingTransport(self.target)
+    def _new_transport(self, target: Target) -> _transport.Transport:
+        return _transport.BlockingTransport(target, has_others=len(self.targets) > 1)
 
 
 class Client:
-    """Talks to one node of a cluster, and waits for its answers. Safe for many threads.
+    """Talks to a cluster through one of its nodes, and waits for the answers. Safe for many threads.
 
     Arguments and errors are those of `pilfer.AsyncClient`. Iterators hold a call open until they are exhausted or
     closed: `with contextlib.closing(client.watch()) as events`.
@@ -90,12 +90,12 @@ class Client:
         )
 
     @property
-    def target(self) -> UnixTarget | TcpTarget:
-        """Where it connects to."""
-        return self._client.target
+    def targets(self) -> tuple[Target, ...]:
+        """The nodes that were named, the first choice first."""
+        return self._client.targets
 
     def close(self) -> None:
-        """Ends all calls and gives up the connection."""
+        """Ends all calls and gives up the connections."""
         _run(self._client.close())
 
     def __enter__(self) -> Self:
@@ -161,9 +161,9 @@ class Client:
             self._client.list(status=status, name=name, labels=labels, newest_first=newest_first, limit=limit)
         )
 
-    def nodes(self) -> Nodes:
-        """Every node that lives, then every host that is known and gone."""
-        return _run(self._client.nodes())
+    def nodes(self, *, timeout_s: float | None = None) -> Nodes:
+        """Every node that lives, then every host that is known and gone; see `AsyncClient.nodes`."""
+        return _run(self._client.nodes(timeout_s=timeout_s))
 
     def drain(self, node: str, *, undo: bool = False, let_finish: bool = False) -> NodeView:
         """Lets a node claim nothing more, until undo; see `AsyncClient.drain`."""

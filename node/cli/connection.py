@@ -26,7 +26,11 @@ PATIENCE_S = 5.0
 def with_client(function: Callable[Concatenate[Client, P], R]) -> Callable[..., R]:
     """Adds --address, --certs and --insecure, and gives the verb a client that is closed when it returns."""
 
-    @click.option("--address", metavar="ADDR", help="unix:/path/node.sock or HOST:PORT. [env: PILFER_ADDRESS]")
+    @click.option(
+        "--address",
+        metavar="ADDR[,ADDR...]",
+        help="unix:/path/node.sock or HOST:PORT; of several, the first that answers. [env: PILFER_ADDRESS]",
+    )
     @click.option(
         "--certs",
         type=click.Path(file_okay=False),
@@ -40,12 +44,15 @@ def with_client(function: Callable[Concatenate[Client, P], R]) -> Callable[..., 
         from pilfer.sync import Client
 
         with Client(address, certs=certs, insecure=insecure, patience_s=PATIENCE_S) as client:
-            if isinstance(client.target, UnixTarget):
-                _check_door(client.target)
+            first, *others = client.targets
+            if isinstance(first, UnixTarget) and not others:
+                _check_door(first)
             try:
                 return function(client, *args, **kwargs)
             except Unavailable as error:
-                if isinstance(client.target, TcpTarget) and (why := _why_not_heard(client.target)):
+                # Of several TCP addresses, one says it all: they share the certificate.
+                tcp = next((target for target in client.targets if isinstance(target, TcpTarget)), None)
+                if tcp is not None and (why := _why_not_heard(tcp)):
                     error.add_note(why)
                 raise
 

@@ -10,7 +10,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import grpc
 from google.protobuf import any_pb2
@@ -26,6 +26,10 @@ TERMINAL = (
 NODE_ID = "11111111-1111-4111-8111-111111111111"
 HOST_ID = "22222222-2222-4222-8222-222222222222"
 CHUNK_BYTES = 64 * 1024
+OFFSETS: dict[int, Literal["stdout_offset", "stderr_offset"]] = {
+    tasks_pb2.LOG_STREAM_STDOUT: "stdout_offset",
+    tasks_pb2.LOG_STREAM_STDERR: "stderr_offset",
+}
 PAGE_MAX = 1000
 
 
@@ -45,6 +49,7 @@ class FakeCluster:
         #: Calls seen, by name.
         self.calls: Counter[str] = Counter()
         self.submits: list[tasks_pb2.SubmitRequest] = []
+        self.logs_asked_for: list[tasks_pb2.LogRequest] = []
         self.nodes: list[nodes_pb2.NodeView] = []
         #: Whether the first message of a watch tells the revision that it goes on from.
         self.tells_ready_revision = True
@@ -336,6 +341,8 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
             if wanted is not None and wanted > task.attempt and (is_over or not request.follow):
                 context.abort(grpc.StatusCode.NOT_FOUND, f"task {task.id} has no attempt {wanted}")
             number = wanted if wanted is not None else max(task.attempt, 1)
+            cluster.logs_asked_for.append(request)
+        goes_on = request.follow and (wanted is None or request.through_attempts)
         sent = 0
         while True:
             for response in self._attempt(request, task, number, context):
@@ -343,12 +350,13 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
                 if response is not None:
                     yield response
                     sent += 1
-            if not context.is_active() or not request.follow or wanted is not None:
+            if not context.is_active() or not goes_on:
                 return
             with cluster.changed:
                 cluster.changed.wait_for(lambda n=number: task.attempt > n or task.status in TERMINAL, 0.05)  # type: ignore[misc]  # bound now
                 if task.attempt > number:
                     number += 1
+                    request = tasks_pb2.LogRequest(id=request.id, stream=request.stream, follow=True)
                 elif task.status in TERMINAL:
                     return
 
@@ -358,6 +366,8 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
         """The chunks of one attempt until it is over; None now and then while nothing comes."""
         cluster = self._cluster
         position = 0
+        written: Counter[int] = Counter()
+        offsets = {name: getattr(request, field) for name, field in OFFSETS.items() if request.HasField(field)}
         while context.is_active():
             with cluster.changed:
                 is_closed = not request.follow or task.status in TERMINAL or task.attempt > number
@@ -370,11 +380,18 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
                 if stream == tasks_pb2.LOG_STREAM_UNSPECIFIED:
                     yield tasks_pb2.LogResponse(attempt=number, notice=data.decode())
                     continue
-                if request.stream in (tasks_pb2.LOG_STREAM_UNSPECIFIED, stream):
-                    kept = _tail(data, request.tail_lines) if request.HasField("tail_lines") else data
-                    for start in range(0, len(kept), CHUNK_BYTES):
-                        chunk = kept[start : start + CHUNK_BYTES]
-                        yield tasks_pb2.LogResponse(stream=stream, data=chunk, attempt=number)
+                begin = written[stream]
+                written[stream] = end = begin + len(data)
+                if request.stream not in (tasks_pb2.LOG_STREAM_UNSPECIFIED, stream):
+                    continue
+                if stream in offsets:
+                    begin = max(begin, offsets[stream])
+                elif request.HasField("tail_lines"):
+                    begin = end - len(_tail(data, request.tail_lines))
+                kept = data[len(data) - (end - begin) :] if begin < end else b""
+                for start in range(0, len(kept), CHUNK_BYTES):
+                    chunk = kept[start : start + CHUNK_BYTES]
+                    yield tasks_pb2.LogResponse(stream=stream, data=chunk, attempt=number, offset=begin + start)
             yield None
             if is_closed and not pieces:
                 return
@@ -392,6 +409,10 @@ class FakeNodes(nodes_pb2_grpc.NodeServiceServicer):
     def ListNodes(self, request: nodes_pb2.ListNodesRequest, context: Any) -> nodes_pb2.ListNodesResponse:  # noqa: N802  (gRPC's name)
         self._cluster.enter("ListNodes", context)
         return nodes_pb2.ListNodesResponse(nodes=self._cluster.nodes)
+
+    def Describe(self, request: nodes_pb2.DescribeRequest, context: Any) -> nodes_pb2.NodeView:  # noqa: N802  (gRPC's name)
+        self._cluster.enter("Describe", context)
+        return nodes_pb2.NodeView(state="ready")
 
 
 class FakeNode:

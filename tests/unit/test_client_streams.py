@@ -361,16 +361,31 @@ class Breaker:
         self._cluster.break_streams_after = None
 
 
-def test_a_tail_that_breaks_says_so(node: FakeNode, client: pilfer.Client) -> None:
-    """Where the last lines begin may have moved: going on could lose or repeat lines."""
+def test_a_tail_that_breaks_goes_on_at_the_byte(node: FakeNode, client: pilfer.Client) -> None:
     task_id = client.submit("true")
     node.cluster.start(task_id)
     node.cluster.write(task_id, b"a\nb\n")
     chunks = client.log(task_id, tail_lines=1, follow=True)
     assert next(chunks).data == b"b\n"
     node.cluster.break_streams()
-    with pytest.raises(pilfer.Unavailable):
-        next(chunks)
+    node.cluster.write(task_id, b"c\nd\n")
+    node.cluster.end(task_id)
+    assert b"".join(chunk.data for chunk in chunks) == b"c\nd\n"
+
+
+def test_what_was_had_is_not_sent_again(node: FakeNode, client: pilfer.Client) -> None:
+    task_id = client.submit("true")
+    node.cluster.start(task_id)
+    node.cluster.write(task_id, b"12345")
+    node.cluster.write(task_id, b"123", stderr=True)
+    chunks = client.log(task_id, follow=True)
+    assert [next(chunks).data, next(chunks).data] == [b"12345", b"123"]
+    node.cluster.break_streams()
+    node.cluster.end(task_id)
+    assert [*chunks] == []
+    first, again = node.cluster.logs_asked_for
+    assert not first.HasField("attempt")
+    assert (again.attempt, again.stdout_offset, again.stderr_offset, again.through_attempts) == (1, 5, 3, True)
 
 
 def test_outcomes_of_all_kinds_are_told(node: FakeNode, client: pilfer.Client) -> None:
