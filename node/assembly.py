@@ -12,8 +12,7 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from etcd import codec, keys
 from etcd.client import EtcdClient
@@ -29,7 +28,7 @@ from node.authority_fetch import fetch_authority
 from node.certificates import keep_certificates
 from node.cluster import Cluster, WrongCluster, found_cluster, read_when_ready
 from node.cluster_memory import Contacts
-from node.coming_back import find_contacts, seek
+from node.coming_back import find_contacts, seek, seek_when_lost
 from node.config import Settings
 from node.core.model import Capacity, Node
 from node.core.retention import Limits
@@ -141,6 +140,8 @@ class Assembly:
             ]
             try:
                 cluster = await self._come_back(engines)
+                lost = seek_when_lost(lambda: engines.membership.is_lost, *self._contacts(engines))
+                background.append(group.create_task(lost, name="seek the lost cluster"))
                 await self._end_last_run(engines.etcd)
                 # A drained host must not claim before it hears of its drain.
                 await drains.wait_known()
@@ -187,7 +188,8 @@ class Assembly:
 
     async def _come_back(self, engines: Engines) -> Cluster:
         """When etcd answers, for as long as that takes: meanwhile the others are asked where the cluster is now."""
-        seeking = asyncio.create_task(self._seek(engines), name="seek the cluster")
+        find, use = self._contacts(engines)
+        seeking = asyncio.create_task(seek(find, use), name="seek the cluster")
         waiting = asyncio.create_task(
             read_when_ready(engines.etcd, lambda: self._wait_for_quorum(engines)), name="wait for a quorum"
         )
@@ -201,7 +203,8 @@ class Assembly:
                 task.cancel()
             await asyncio.wait([seeking, waiting])
 
-    async def _seek(self, engines: Engines) -> NoReturn:
+    def _contacts(self, engines: Engines) -> tuple[Callable[[], Awaitable[Contacts]], Callable[[Contacts], None]]:
+        """Asks other nodes where the cluster is, and takes in what they say."""
         memory, trust = self._foothold.memory, self._foothold.trust
 
         def papers() -> Papers:
@@ -221,7 +224,7 @@ class Assembly:
             if self._whereabouts is not None:
                 self._whereabouts.remember(node_addresses=list(contacts.node_addresses))
 
-        await seek(find, use)
+        return find, use
 
     async def _wait_for_quorum(self, engines: Engines) -> None:
         """Raises EtcdNotReady when this host's etcd does not come up and there is no other."""

@@ -35,6 +35,12 @@ ASKED_PER_ROUND: Final = 32
 
 #: Between an answer and the next question, while etcd has no quorum.
 SEEK_EVERY_S: Final = 2.0
+#: How often a node that runs looks whether it has lost its cluster.
+LOST_LOOK_S: Final = 5.0
+#: How long others are asked until it is looked again whether the cluster is still lost.
+SEEK_AT_ONCE_S: Final = 15.0
+#: What no other node will say otherwise.
+_OF_THIS_HOST: Final = (Why.REMOVED, Why.CERTIFICATE_REFUSED)
 
 
 async def seek(find: Callable[[], Awaitable[Contacts]], use: Callable[[Contacts], None]) -> NoReturn:
@@ -43,6 +49,31 @@ async def seek(find: Callable[[], Awaitable[Contacts]], use: Callable[[Contacts]
     while True:
         use(await find())
         await asyncio.sleep(SEEK_EVERY_S)
+
+
+async def seek_when_lost(
+    is_lost: Callable[[], bool], find: Callable[[], Awaitable[Contacts]], use: Callable[[Contacts], None]
+) -> NoReturn:
+    """For as long as the node runs: all voters may be others by the time that it is reached again after a cut. A start
+    has nothing ahead of it but this; a node that runs does not end because of what others say, but for its removal.
+
+    Raises JoinRefused: this host was removed.
+    """
+    while True:
+        await asyncio.sleep(LOST_LOOK_S)
+        if not is_lost():
+            continue
+        try:
+            async with asyncio.timeout(SEEK_AT_ONCE_S):
+                use(await find())
+        except TimeoutError:
+            continue  # nobody answers, which was told
+        except JoinRefused as error:
+            if error.why in _OF_THIS_HOST:
+                raise
+            log.warning("where the cluster is now could not be asked: %s", error)
+        except OSError as error:  # certificates that cannot be read
+            log.warning("where the cluster is now could not be asked: %s", error)
 
 
 async def find_contacts(
@@ -107,7 +138,7 @@ def _of_another_cluster(refused: Refused, memory: ClusterMemory) -> str:
 def _check_refusal(address: str, refused: Refused, *, is_named: bool, memory: ClusterMemory) -> None:
     """Raises JoinRefused for what no other node will answer otherwise. An address that is only remembered may belong
     to somebody else by now."""
-    if refused.why in (Why.REMOVED, Why.CERTIFICATE_REFUSED):
+    if refused.why in _OF_THIS_HOST:
         raise JoinRefused(refused.why, refused.message)
     if is_named and refused.why is Why.WRONG_CLUSTER:
         raise JoinRefused(refused.why, _of_another_cluster(refused, memory))

@@ -160,6 +160,12 @@ class Membership:
         return self._server.hopeless if self._server is not None else None
 
     @property
+    def is_lost(self) -> bool:
+        """No quorum of etcd has answered for a while: it may be where this host does not look for it."""
+        since = self._failing_since
+        return since is not None and asyncio.get_running_loop().time() - since >= PATIENCE_S
+
+    @property
     def role(self) -> Role:
         return self._role
 

@@ -18,6 +18,7 @@ from node.handshake import Papers
 from node.peer_answers import JoinRefused
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.joining import DOWN, PACE, Cluster, Host
+from tests.support.virtual_time import virtual_time
 from tests.support.wait import wait_until
 
 OWN = "10.9.9.99:7400"
@@ -188,3 +189,36 @@ async def test_who_answers_first_may_know_no_more_than_we_do(monkeypatch: pytest
     with pytest.raises(JoinRefused, match="removed"):
         await coming_back.seek(find, used.append)
     assert used[-1] == NEW
+
+
+@virtual_time
+async def test_a_node_that_runs_asks_the_others_when_it_has_lost_its_cluster() -> None:
+    """It was cut off for an hour, and all voters are others by now: etcd answers nowhere that it knows of."""
+    used: list[Contacts] = []
+    asked: list[float] = []
+    answers: list[Contacts | Exception | None] = [
+        None,
+        OSError("too many open files"),
+        JoinRefused(Why.WRONG_CLUSTER, "somebody else has that address now"),
+        NEW,
+        JoinRefused(Why.REMOVED, "this host was removed"),
+    ]
+
+    def is_lost() -> bool:
+        return asyncio.get_running_loop().time() - began >= 3600
+
+    async def find() -> Contacts:
+        asked.append(asyncio.get_running_loop().time() - began)
+        answer = answers.pop(0)
+        if answer is None:
+            await asyncio.Event().wait()  # nobody answers: it is not to hang on to that
+        if isinstance(answer, Exception):
+            raise answer
+        assert answer is not None
+        return answer
+
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(JoinRefused, match="removed"):
+        await coming_back.seek_when_lost(is_lost, find, used.append)
+    assert used == [NEW]
+    assert asked[0] >= 3600, "nobody is asked without need"

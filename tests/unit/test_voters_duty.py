@@ -13,7 +13,7 @@ from etcd import cluster_codec, keys
 from etcd.port import Put
 from node.core.model import Drain, Removal
 from node.core.voters import CHANGE_PAUSE_S, GRACE_S
-from node.membership import MISSING_S, MembershipError, Role
+from node.membership import MISSING_S, PATIENCE_S, MembershipError, Role
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, Fault, applied_later
 from tests.support.virtual_time import run_virtual, virtual_time
 from tests.support.voting import FakeServer, Host, World
@@ -68,6 +68,21 @@ async def test_every_host_knows_its_role_and_the_way_to_the_voters(tmp_path: Pat
         assert set(made.hosts[3].membership.endpoints()) == addresses
         assert [host.role for host in made.hosts] == [Role.VOTER] * 3 + [Role.CLIENT]
         assert all(host.told[-1] == (tuple(sorted(addresses)), host.role) for host in made.hosts)
+
+
+@virtual_time
+async def test_a_host_knows_when_it_has_lost_its_cluster(tmp_path: Path) -> None:
+    async with world(tmp_path, 4) as made:
+        await made.wait_for_voters("012")
+        host = made.hosts[3]
+        await asyncio.sleep(PATIENCE_S)
+        assert not host.membership.is_lost
+        host.etcd.is_cut = True
+        await asyncio.sleep(PATIENCE_S / 2)
+        assert not host.membership.is_lost, "an election is no loss"
+        await made.wait_for(lambda: host.membership.is_lost, 2 * PATIENCE_S)
+        host.etcd.is_cut = False
+        await made.wait_for(lambda: not host.membership.is_lost, PATIENCE_S)
 
 
 @virtual_time
