@@ -7,7 +7,8 @@ this works after `tail_lines` too.
 
 While nobody answers:
 
-    not followed               an error: at once when the host has no node, else after PATIENCE_S
+    not followed               an error: at once when the host has no node, else after PATIENCE_S; so too where the
+                               store does not tell where the host is
     followed, attempt over     `LogMissing` after PATIENCE_S, which a node that is restarted needs to come back
     followed, attempt not over wait: either its node comes back, or the attempt will be over. After PATIENCE_S the
                                reader is told once
@@ -112,7 +113,7 @@ class RemoteLogs:
         is_told = False
         pause_s = RETRY_MIN_S
         while True:
-            host, trouble = await self._look_up(wanted.host_id)
+            host, trouble, outage = await self._look_up(wanted.host_id)
             if host is not None and host.node is not None and trouble is None:
                 call = self._call(host.node.address, wanted)
                 try:
@@ -133,9 +134,10 @@ class RemoteLogs:
                     call.cancel()
             now = asyncio.get_running_loop().time()
             silent_since = now if silent_since is None else silent_since
+            is_waited = now - silent_since >= self._patience_s
+            _check_outage(outage, wanted, is_waited=is_waited)
             if host is not None and trouble is not None:
                 missing = LogMissing(wanted.number, host, trouble)
-                is_waited = now - silent_since >= self._patience_s
                 if _is_given_up(wanted, host, is_waited=is_waited):
                     raise missing
                 if is_waited and not is_told:
@@ -162,17 +164,23 @@ class RemoteLogs:
                 return
             yield response
 
-    async def _look_up(self, host_id: str) -> tuple[LogHost | None, str | None]:
-        """The host and why it cannot be asked; no host while the store does not tell."""
+    async def _look_up(self, host_id: str) -> tuple[LogHost | None, str | None, StoreUnavailable | None]:
+        """The host and why it cannot be asked; no host while the store does not tell, and what that says."""
         try:
             host = await find_log_host(self._etcd, host_id)
-        except StoreUnavailable:
-            return None, None
-        return host, host.trouble
+        except StoreUnavailable as error:
+            return None, None, error
+        return host, host.trouble, None
 
     def _call(self, address: str, wanted: Wanted) -> Any:
         metadata = forwarding(wanted.caller.role, wanted.caller.name)
         return self._tasks_of(address).Log(wanted.next_request(), timeout=wanted.time_left(), metadata=metadata)
+
+
+def _check_outage(outage: StoreUnavailable | None, wanted: Wanted, *, is_waited: bool) -> None:
+    """Where the store does not tell where the host is, only a follower waits on. Raises the outage."""
+    if outage is not None and is_waited and not wanted.request.follow:
+        raise outage
 
 
 def _is_given_up(wanted: Wanted, host: LogHost, *, is_waited: bool) -> bool:

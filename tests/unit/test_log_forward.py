@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from etcd import codec, keys
-from etcd.port import Put, Txn
+from etcd.port import Put, Range, Txn
 from node.admission import Admission
 from node.api import TaskCalls
 from node.api_log import LogCall
@@ -27,7 +27,7 @@ from node.peer_channels import FORWARDED, PeerChannels
 from node.server import task_service
 from pilfer.v1 import tasks_pb2, tasks_pb2_grpc
 from tests.support.api_node import come, go, node_record
-from tests.support.fake_etcd import FakeEtcd
+from tests.support.fake_etcd import LOST_BEFORE, FakeEtcd, Fault
 from tests.support.fake_store import FakeStore
 from tests.support.tasks import new_task, open_store
 from tests.support.wait import wait_until
@@ -306,6 +306,18 @@ async def test_a_node_that_does_not_answer_is_waited_for_and_the_follower_told_o
     error = await Reader(two.a, tasks_pb2.LogRequest(id=task.id)).refused()
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert "does not answer" in (error.details() or "")
+
+
+async def test_without_a_store_a_log_that_is_not_followed_is_not_waited_for_for_ever(two: Two) -> None:
+    task = await two.ended(await two.running(two.b))
+    host_key = keys.host_key(two.b.node.host_id)
+
+    def no_word_of_the_host(_method: str, argument: object) -> Fault | None:
+        return LOST_BEFORE if isinstance(argument, Range) and argument.key == host_key else None
+
+    two.a.etcd.faults = no_word_of_the_host
+    error = await Reader(two.a, tasks_pb2.LogRequest(id=task.id)).refused()
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_frozen_node_takes_the_call_and_says_nothing(two: Two) -> None:
