@@ -135,6 +135,7 @@ class Assembly:
                     ("store duties", duties.run()),
                     ("drains", drains.run()),
                     ("removals", removals.run()),
+                    ("shared watch", services.watch.run()),
                     ("certificates", keep_certificates(self._foothold.trust, services.signer)),
                 )
             ]
@@ -207,14 +208,11 @@ class Assembly:
         """Asks other nodes where the cluster is, and takes in what they say."""
         memory, trust = self._foothold.memory, self._foothold.trust
 
-        def papers() -> Papers:
-            return Papers(trust.ca_cert.read_bytes(), trust.node_cert.read_bytes(), trust.node_key.read_bytes())
-
         async def find() -> Contacts:
             return await find_contacts(
                 memory,
                 [str(peer) for peer in self._settings.peers],
-                papers,
+                lambda: papers_of(trust),
                 host_id=self._data.host_id,
                 own_address=self._place.address,
             )
@@ -264,7 +262,7 @@ class Assembly:
         tasks are requeued at once and not after the lease's time. Only on the machine and boot that it ran on, and in
         the directory that it was written in: in a copy it is the lease of a node that may live."""
         last = self._data.find_incarnation()
-        if last is not None and last.is_of_this_boot and last.directory == self._data.identity:
+        if last is not None and self._data.wrote(last):
             log.info("node=%s was the last run here: revoking its lease", last.node_id)
             try:
                 await etcd.lease_revoke(last.lease_id)

@@ -22,6 +22,7 @@ from node.log_forward import RemoteLogs
 from node.logs import LogStore
 from node.node_views import NodeViews
 from node.server import node_service, task_service
+from node.shared_watch import SharedWatch
 from node.signer import Signer
 from node.tokens import Tokens
 from node.whereabouts import Whereabouts
@@ -49,6 +50,8 @@ class Services:
         now, or None."""
         etcd, trust = engines.etcd, foothold.trust
         self.signer = Signer(trust.pki_dir, engines.peers, whereabouts.of_signers)
+        #: To be run for as long as the services are served.
+        self.watch = SharedWatch(etcd)
         calls = TaskCalls(engines.store, admission, retention_age_s=settings.retention_age_s, refusal=refusal)
         remote = RemoteLogs(etcd, engines.peers.tasks)
         own = OwnView(condition, drains, admission)
@@ -62,6 +65,8 @@ class Services:
             signer=self.signer,
             tokens=tokens,
             contacts=whereabouts.contacts,
+            # Without a lease what it knows is old: nobody must wait for a node that only it believes to live.
+            living_node=lambda host: whereabouts.living_node(host) if condition().state in HAS_LEASE else "",
             clock=time.time,
         )
         trusting = TrustCalls(
@@ -73,7 +78,7 @@ class Services:
             may_have_authority=lambda host: whereabouts.may_have_authority(etcd, host),
             is_removed=lambda host: host in removed,
         )
-        self.tasks = task_service(calls, WatchCall(etcd), LogCall(etcd, calls, logs, host_id, remote))
+        self.tasks = task_service(calls, WatchCall(etcd, self.watch), LogCall(etcd, calls, logs, host_id, remote))
         self.nodes = node_service(
             NodeCalls(own, views), DrainCalls(etcd, views), WhyCall(calls, engines.store, views), trusting, join
         )
