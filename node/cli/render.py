@@ -13,6 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TypeAlias
 
+from node.cli.node_names import NodeNames
 from node.cli.tables import Column
 from node.units import format_duration, format_size
 from pilfer.types import Attempt, CancelResult, Outcome, Reason, Status, Task, Usage
@@ -150,18 +151,14 @@ def ran_for(task: Task, now: datetime) -> str:
     return format_duration(max(0.0, ((end or now) - task.started_at).total_seconds()))
 
 
-#: Of a node id in a table: ids of nodes are random, so that a few digits tell them apart, and `node drain` takes them.
-NODE_DIGITS = 8
-
-
-def task_row(task: Task, now: datetime) -> tuple[str, ...]:
+def task_row(task: Task, now: datetime, names: NodeNames) -> tuple[str, ...]:
     """For the table of `list`; see TASK_COLUMNS."""
     return (
         task.id,
         printable(task.spec.name),
         str(task.status),
         how(task),
-        "" if task.status is Status.QUEUED else (task.node_id or "")[:NODE_DIGITS],
+        printable(names.short(task.newest_attempt)),
         str(task.attempt or ""),
         age(task.submitted_at, now),
         ran_for(task, now),
@@ -174,15 +171,17 @@ TASK_COLUMNS = (
     Column("name", is_flexible=True),
     Column("status"),
     Column("how", is_flexible=True),
+    # Who runs it, or ran it last.
     Column("node", dispensable=3),
     Column("attempt", dispensable=4),
     Column("age", dispensable=1),
     Column("ran for", dispensable=2),
     Column("command", is_flexible=True),
 )
+NODE_COLUMN = next(index for index, column in enumerate(TASK_COLUMNS) if column.name == "node")
 
 
-def task_lines(task: Task, now: datetime) -> list[str]:
+def task_lines(task: Task, now: datetime, names: NodeNames) -> list[str]:
     """For people: everything that `status` shows of one task."""
     spec, words = task.spec, how(task)
     rows: list[tuple[str, str]] = [
@@ -192,7 +191,7 @@ def task_lines(task: Task, now: datetime) -> list[str]:
         ("status", f"{task.status}: {words}" if words else str(task.status)),
         ("why", printable(task.outcome.detail) if task.outcome else ""),
         ("command", command_line(task)),
-        ("node", task.node_id or ""),
+        ("node", printable(names.full(task.newest_attempt)) if task.newest_attempt else ""),
         ("submitted", _when(task.submitted_at, now)),
         ("started", _when(task.started_at, now)),
         ("finished", _when(task.finished_at, now)),
@@ -201,7 +200,7 @@ def task_lines(task: Task, now: datetime) -> list[str]:
     ]
     lines = [f"{label:<10}{value}" for label, value in rows if value]
     if len(task.attempts) > 1:
-        lines += [f"{'attempt ' + str(a.number):<10}{_attempt_words(a)}" for a in task.attempts]
+        lines += [f"{'attempt ' + str(a.number):<10}{_attempt_words(a, names)}" for a in task.attempts]
     return lines
 
 
@@ -216,9 +215,9 @@ def _usage_words(usage: Usage) -> str:
     return ", ".join(words)
 
 
-def _attempt_words(attempt: Attempt) -> str:
+def _attempt_words(attempt: Attempt, names: NodeNames) -> str:
     ended = outcome_words(attempt.outcome) if attempt.outcome else "runs"
-    return f"{ended}, on node {attempt.node_id}"
+    return f"{ended}, on node {printable(names.full(attempt))}"
 
 
 def exit_status(task: Task) -> int:

@@ -9,6 +9,7 @@ import click
 
 from node.cli.connection import with_client
 from node.cli.failures import ExitCode
+from node.cli.node_names import NodeNames, ask_names
 from node.cli.output import json_line, line, note
 from node.cli.parameters import json_option
 from node.cli.render import task_json, task_lines
@@ -29,12 +30,13 @@ def command(client: Client, ids: tuple[str, ...], as_json: bool) -> int:
     An ID may be cut short as long as it is unique. Exit code 3 when one is not found; the others are shown.
     """
     tasks, missing = find_tasks(client, ids)
+    names = NodeNames() if as_json else ask_names(client, tasks)
     now = datetime.now(UTC)
     for index, task in enumerate(tasks):
         if as_json:
             json_line(task_json(task))
         else:
-            for text in ([""] if index else []) + task_lines(task, now):
+            for text in ([""] if index else []) + task_lines(task, now, names):
                 line(text)
     for error in missing:
         note(f"node: {error.message}")

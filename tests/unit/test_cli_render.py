@@ -9,7 +9,18 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from node.cli.render import TASK_COLUMNS, exit_status, how, printable, rfc3339, task_json, task_lines, task_row
+from node.cli.node_names import NodeNames
+from node.cli.render import (
+    NODE_COLUMN,
+    TASK_COLUMNS,
+    exit_status,
+    how,
+    printable,
+    rfc3339,
+    task_json,
+    task_lines,
+    task_row,
+)
 from node.cli.tables import fitting
 from pilfer import Attempt, Outcome, Reason, Status, Task, TaskSpec, Usage
 
@@ -126,7 +137,8 @@ def test_times_are_utc_whatever_the_zone() -> None:
 def test_what_a_task_is_called_cannot_move_the_cursor() -> None:
     assert printable("a\x1b[2Jb\n\udcff") == "a\\x1b[2Jb\\n\\udcff"
     nasty = task(Status.QUEUED, spec=TaskSpec("\x1b]0;x\x07", name="\x1b[31m", labels={"a\n": "b"}))
-    everything = "".join(task_row(nasty, START)) + "".join(task_lines(nasty, START))
+    names = NodeNames({"host-1": "\x1b[2Jx"})
+    everything = "".join(task_row(nasty, START, names)) + "".join(task_lines(nasty, START, names))
     assert everything.isprintable()
 
 
@@ -159,6 +171,23 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_ids() -> None:
 def test_the_lines_for_people_tell_the_attempts() -> None:
     lost = Attempt(1, "node-1", "host-1", outcome=Outcome(Reason.NODE_LOST))
     again = Attempt(2, "node-2", "host-1", started_at=START)
-    text = "\n".join(task_lines(task(Status.RUNNING, attempt=2, attempts=(lost, again)), START))
+    shown = task(Status.RUNNING, attempt=2, attempts=(lost, again))
+    text = "\n".join(task_lines(shown, START, NodeNames()))
     assert "attempt 1 its node was lost, on node node-1" in text
     assert "attempt 2 runs, on node node-2" in text
+    text = "\n".join(task_lines(shown, START, NodeNames({"host-1": "anna"})))
+    assert "attempt 1 its node was lost, on node anna (node-1)" in text
+    assert "\nnode      anna (node-2)\n" in text
+
+
+def test_which_node_is_told_where_there_are_several() -> None:
+    one = task(Status.RUNNING, attempts=(Attempt(1, "0123456789ab", "host-1"),))
+    other = task(Status.RUNNING, attempts=(Attempt(1, "node-0", "host-1"), Attempt(2, "node-2", "host-2")))
+    queued = task(Status.QUEUED, attempts=())
+    nobody, alone, both = NodeNames(), NodeNames({"host-1": "anna"}), NodeNames({"host-1": "anna", "host-2": "bert"})
+    assert not nobody.tells_apart([one, one, queued])
+    assert not alone.tells_apart([one, queued])
+    assert nobody.tells_apart([one, other]), "on several hosts"
+    assert both.tells_apart([queued]), "in a cluster of several nodes"
+    assert [task_row(shown, START, alone)[NODE_COLUMN] for shown in (one, other, queued)] == ["anna", "node-2", ""]
+    assert task_row(one, START, nobody)[NODE_COLUMN] == "01234567"

@@ -14,7 +14,7 @@ import pytest
 
 from node.cli import failures
 from pilfer.v1 import nodes_pb2, records_pb2, tasks_pb2
-from tests.support.fake_service import FakeCluster, FakeNode
+from tests.support.fake_service import HOST_ID, NODE_ID, FakeCluster, FakeNode
 
 UNKNOWN = "ffffffff-0000-4000-8000-000000000000"
 CHOSEN = "0190aaaa-0000-7000-8000-000000000001"
@@ -320,6 +320,27 @@ def test_list_streams_all_as_json_and_shows_the_newest_hundred(cluster: FakeClus
     ran = cli("list", "--limit", "130")
     assert (len(ran.lines), ran.err) == (131, "")
     assert cli("list", "--status", "nonsense").code == 2
+
+
+def test_the_node_of_a_task_is_named_where_there_are_several(cluster: FakeCluster, cli: Cli) -> None:
+    (task_id,) = cli("submit", "--", "true").lines
+    cluster.nodes.append(nodes_pb2.NodeView(state="ready", node=records_pb2.Node(host_id=HOST_ID, name="anna")))
+    assert cluster.calls["ListNodes"] == 0
+    cli("list")
+    assert cluster.calls["ListNodes"] == 0, "no task has run"
+    ended(cluster, task_id)
+    assert "NODE" not in cli("list").out, "there is only one"
+    cluster.nodes.append(nodes_pb2.NodeView(state="gone", node=records_pb2.Node(host_id=UNKNOWN, name="bert")))
+    header, row = cli("list").lines
+    assert header.split()[:5] == ["ID", "NAME", "STATUS", "HOW", "NODE"]
+    assert "anna" in row
+    assert f"anna ({NODE_ID})" in cli("status", task_id).out
+    (found,) = cli("list", "--json").json
+    assert (found["node_id"], found["host_id"]) == (NODE_ID, HOST_ID)
+    # Tables do without names that cannot be had.
+    cluster.fail_next("ListNodes", grpc.StatusCode.INTERNAL, grpc.StatusCode.INTERNAL)
+    assert cli("list").code == 0
+    assert f"node      {NODE_ID}" in cli("status", task_id).out
 
 
 def test_wait(cluster: FakeCluster, cli: Cli) -> None:
