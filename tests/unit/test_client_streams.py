@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -14,6 +13,7 @@ import pytest
 
 import pilfer
 from pilfer.v1 import records_pb2
+from tests.support.aside import Aside
 from tests.support.fake_service import FakeCluster, FakeNode
 from tests.support.wait import wait_until_sync
 
@@ -39,30 +39,6 @@ def live(cluster: FakeCluster, task_id: str) -> None:
 
 def when_called(cluster: FakeCluster, call: str, times: int) -> None:
     wait_until_sync(lambda: cluster.calls[call] >= times, what=f"{times} calls of {call}")
-
-
-class Aside:
-    """Runs steps in a thread and brings their error back."""
-
-    def __init__(self, *steps: object) -> None:
-        self._steps = steps
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        try:
-            for step in self._steps:
-                step()  # type: ignore[operator]  # callables of many kinds
-        except BaseException as error:  # brought back below
-            self._error = error
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.join(30)
-        if self._error is not None:
-            raise self._error
 
 
 def test_waiting_for_what_has_ended_returns_at_once(node: FakeNode, client: pilfer.Client) -> None:
