@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup setup-tests protos check fix test test-fast test-etcd test-isolation test-node test-cluster bench demo cluster clean
+.PHONY: help setup setup-tests protos check fix test test-fast test-etcd test-isolation test-node test-cluster chaos bench demo cluster clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test-node: setup ## Whole nodes: API, command line, restart, kill -9
 
 test-cluster: setup ## Clusters of nodes in network namespaces: faults by pid, signal and link (5 minutes)
 	$(PYTEST) tests/cluster_live
+
+chaos: setup ## Faults at random on a cluster under load; MINUTES=10, SEED=17 repeats one
+	$(BIN)/python -m tests.cluster_live.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 bench: setup ## Measure, beside xargs on the same machine, into docs/benchmarks.md
 	$(BIN)/python -m bench

@@ -83,7 +83,10 @@ class LiveNode:
             raise AssertionError(f"node ended with {code} before it served:\n{self.tail()}")
         return line
 
-    def client(self, *, patience_s: float = 10.0) -> Client:
+    def client(self, *, patience_s: float = 10.0, timeout_s: float | None = None) -> Client:
+        """timeout_s: of one call; the client's own default otherwise."""
+        if timeout_s is not None:
+            return Client(self.address, patience_s=patience_s, timeout_s=timeout_s)
         return Client(self.address, patience_s=patience_s)
 
     def cli(self, *args: str, timeout_s: float = 60.0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -112,10 +115,15 @@ class LiveNode:
         self.process.wait(START_TIMEOUT_S)
         self._close_pipe()
 
+    def terminate(self) -> None:
+        """SIGTERM, without waiting for what follows."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+
     def stop(self, timeout_s: float = 60.0) -> int:
         """SIGTERM; gives the exit status."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
+        self.terminate()
         code = self.process.wait(timeout_s)
         self._close_pipe()
         return code
