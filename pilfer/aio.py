@@ -366,7 +366,9 @@ class AsyncClient(TrustMethods):
         progress = Progress(from_revision, ready_is_last=ended_only)
         trying = self._reach.trying(deadline)
         while True:
-            request = tasks_pb2.WatchRequest(ids=() if of_all else [*ids], labels=labels, ended_only=ended_only)
+            request = tasks_pb2.WatchRequest(
+                ids=() if of_all else [*ids], labels=labels, ended_only=ended_only, grouped=True
+            )
             if progress.resume_from is not None:
                 request.from_revision = progress.resume_from
             has_present = not (of_all or ended_only or progress.resume_from is not None)
@@ -374,13 +376,14 @@ class AsyncClient(TrustMethods):
             failure = Unavailable("the node ended the stream", code="UNAVAILABLE")
             try:
                 async with aclosing(trying.stream(_transport.WATCH, request)) as responses:
-                    async for response in responses:
-                        if progress.is_new(response) and not (
-                            response.task.id in ids and response.revision <= ids[response.task.id]
-                        ):
-                            if response.task.id in ids:
-                                ids[response.task.id] = response.revision
-                            yield response
+                    async for message in responses:
+                        for response in message.group or (message,):
+                            if progress.is_new(response) and not (
+                                response.task.id in ids and response.revision <= ids[response.task.id]
+                            ):
+                                if response.task.id in ids:
+                                    ids[response.task.id] = response.revision
+                                yield response
             except Unavailable as error:
                 failure = error
             except RevisionGone:
