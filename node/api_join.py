@@ -97,11 +97,13 @@ class JoinCalls:
         signer: Signer,
         tokens: Tokens,
         contacts: Callable[[], Contacts],
+        living_node: Callable[[str], str],
         clock: Callable[[], float] = time.time,
         certificate_life_s: float = LEAF_LIFE_S,
     ) -> None:
         """host_id: this host's. ca_certificate: PEM of the cluster's authority. contacts: what this node knows now,
-        answered without waiting, itself included. certificate_life_s: of newcomers' certificates."""
+        answered without waiting, itself included. living_node: id of the living node of this host id, where that is
+        known for sure, else empty. certificate_life_s: of newcomers' certificates."""
         self._etcd = etcd
         self._cluster_id = cluster_id
         self._host_id = host_id
@@ -109,6 +111,7 @@ class JoinCalls:
         self._signer = signer
         self._tokens = tokens
         self._contacts = contacts
+        self._living_node = living_node
         self._clock = clock
         self._certificate_life_s = certificate_life_s
 
@@ -171,7 +174,9 @@ class JoinCalls:
         if request.host_id == self._host_id:
             # Its own memory is what it has already.
             raise refused(Refusal(Why.SELF, "host_id", "the node that was asked is the one that asks"))
-        return nodes_pb2.ContactsResponse(contacts=self._own_contacts())
+        return nodes_pb2.ContactsResponse(
+            contacts=self._own_contacts(), living_node_id=self._living_node(request.host_id)
+        )
 
     def _own_contacts(self) -> nodes_pb2.Contacts:
         contacts = self._contacts()

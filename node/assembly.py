@@ -38,8 +38,7 @@ from node.datadir import Incarnation as LastRun
 from node.drains import Drains
 from node.duties import Duties
 from node.engines import Engines, start_engines
-from node.foothold import Foothold
-from node.handshake import Papers
+from node.foothold import Foothold, papers_of
 from node.host_record import host_of
 from node.incarnation import ExtraDuty, Surroundings
 from node.lives import Lives

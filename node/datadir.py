@@ -146,6 +146,10 @@ class DataDir:
     ) -> None:
         self.close()
 
+    def wrote(self, last: Incarnation) -> bool:
+        """Whether the last run was in this very directory, on this machine, since its boot: then this is no copy."""
+        return last.is_of_this_boot and last.directory == self.identity
+
     @property
     def spawner_lock(self) -> Path:
         return self.path / "spawner.lock"

@@ -18,10 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.alone import wait_alone
 from node.cluster_memory import ClusterMemory
 from node.config import Settings
 from node.core.newcomer import Newcomer
 from node.datadir import DataDir, DataDirError
+from node.handshake import Papers
 from node.joining import join
 from node.place import Place
 from node.trust import JoinNeeded, Trust, ensure_trust, has_joined, names_of_this_host
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 #: Stands in every certificate; clusters are told apart by their authority and their id.
 CLUSTER_NAME = "pilfer"
+#: Beyond this host's own lease, which may run on after a quick reboot: for the others to hear of its end.
+LEASE_MARGIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,26 @@ async def stand(settings: Settings, place: Place, data: DataDir, join_token: str
         log.warning("joining again: %s", error)
         memory = await _join(settings, place, data, join_token, names)
         trust = _ensure_trust(data, names, memory)
+    if _may_be_copy_of_member(data):
+        await wait_alone(
+            memory,
+            [str(peer) for peer in settings.peers],
+            lambda: papers_of(trust),
+            host_id=data.host_id,
+            own_address=place.address,
+            patience_s=settings.lease_ttl_s + LEASE_MARGIN_S,
+        )
     return Foothold(memory, trust, _founding_mark(data))
+
+
+def papers_of(trust: Trust) -> Papers:
+    """What this node shows to others, as it is on the disk now. Raises OSError."""
+    return Papers(trust.ca_cert.read_bytes(), trust.node_cert.read_bytes(), trust.node_key.read_bytes())
+
+
+def _may_be_copy_of_member(data: DataDir) -> bool:
+    last = data.find_incarnation()
+    return (data.etcd / "data").exists() and not (last is not None and data.wrote(last))
 
 
 def _ensure_trust(data: DataDir, names: Sequence[str], memory: ClusterMemory) -> Trust:

@@ -27,6 +27,9 @@ from node.signer import Signer
 from node.tokens import Tokens
 from node.whereabouts import Whereabouts
 
+#: States of a node whose lease lives.
+_HAS_LEASE = frozenset({"ready", "draining"})
+
 
 class Services:
     """`tasks` and `nodes` are what `node.server.serving` takes."""
@@ -66,7 +69,7 @@ class Services:
             tokens=tokens,
             contacts=whereabouts.contacts,
             # Without a lease what it knows is old: nobody must wait for a node that only it believes to live.
-            living_node=lambda host: whereabouts.living_node(host) if condition().state in HAS_LEASE else "",
+            living_node=lambda host: whereabouts.living_node(host) if condition().state in _HAS_LEASE else "",
             clock=time.time,
         )
         trusting = TrustCalls(

@@ -53,6 +53,10 @@ class Whereabouts:
         own = [self._place.address] if self._place.address else []
         return list(dict.fromkeys(own + sorted(node.address for node in self._nodes.values() if node.address)))
 
+    def living_node(self, host_id: str) -> str:
+        """Id of the living node of a host, as it was last told; empty: none."""
+        return next((node.id for node in self._nodes.values() if node.host_id == host_id), "")
+
     def of_signers(self) -> list[str]:
         """HOST:PORT of the other nodes, those of etcd's voters first: they have the authority's key."""
         voters = {member.name for member in self._membership.members if not member.is_learner}

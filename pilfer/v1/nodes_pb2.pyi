@@ -280,10 +280,12 @@ class ContactsRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., host_id: _Optional[str] = ...) -> None: ...
 
 class ContactsResponse(_message.Message):
-    __slots__ = ("contacts",)
+    __slots__ = ("contacts", "living_node_id")
     CONTACTS_FIELD_NUMBER: _ClassVar[int]
+    LIVING_NODE_ID_FIELD_NUMBER: _ClassVar[int]
     contacts: Contacts
-    def __init__(self, contacts: _Optional[_Union[Contacts, _Mapping]] = ...) -> None: ...
+    living_node_id: str
+    def __init__(self, contacts: _Optional[_Union[Contacts, _Mapping]] = ..., living_node_id: _Optional[str] = ...) -> None: ...
 
 class SignRequest(_message.Message):
     __slots__ = ("certificate_request", "role", "common_name", "host_names", "life")

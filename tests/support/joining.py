@@ -114,6 +114,7 @@ class Cluster:
         listen: str = "127.0.0.1:0",
         host_id: str | None = None,
         contacts: Contacts | None = None,
+        living_node: Callable[[str], str] = lambda _: "",
         clock: Callable[[], float] = time.time,
         change: Callable[[JoinCalls], object] = lambda calls: calls,
         etcd: FakeEtcd | None = None,
@@ -129,6 +130,7 @@ class Cluster:
                 signer=signer,
                 tokens=Tokens(etcd or FakeEtcd(self.store)),
                 contacts=lambda: contacts or Contacts(ETCD_ENDPOINTS, ("10.9.9.1:7400",)),
+                living_node=living_node,
                 clock=clock,
                 certificate_life_s=LEAF_LIFE_S,
             )
