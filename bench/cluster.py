@@ -247,26 +247,35 @@ def measure(bench: Bench, rounds: int, tasks: int) -> dict[str, Callable[[], lis
     }
 
 
-def table(lines: Sequence[Line]) -> str:
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    head = [
-        f"Measured on {today}: three nodes on one machine of {os.cpu_count()} cores, {memory_gib:.0f} GiB, "
-        f"Linux {platform.release().split('-')[0]}, lease TTL 5 s.",
-        "",
-        "| what | at most | measured | rounds |",
-        "|---|---|---|---|",
-    ]
-    return "\n".join([*head, *(f"| {line.what} | {line.limit} | {line.measured} | {line.rounds} |" for line in lines)])
+HEAD = ("| what | at most | measured | rounds |", "|---|---|---|---|")
+
+
+def merged(before: str, lines: Sequence[Line]) -> list[str]:
+    """The rows of a table, with those that were measured anew in the place of the old ones, and new ones at its end."""
+    rows: dict[str, str] = {}
+    for row in before.splitlines():
+        if row.startswith("| ") and row not in HEAD:
+            rows[row.split(" | ")[0].removeprefix("| ")] = row
+    for line in lines:
+        rows[line.what] = f"| {line.what} | {line.limit} | {line.measured} | {line.rounds} |"
+    return list(rows.values())
 
 
 def write(lines: Sequence[Line]) -> None:
-    """Puts the table in the place of the last one, or at the end of the report."""
+    """Puts the rows into the report; what was not measured now stays as it was."""
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     text = REPORT.read_text()
     if BEGIN not in text:
         text += f"\n## A cluster of three\n\n`python -m bench.cluster --write`.\n\n{BEGIN}\n{END}\n"
     before, _, rest = text.partition(BEGIN)
-    REPORT.write_text(f"{before}{BEGIN}\n{table(lines)}\n{END}{rest.partition(END)[2]}")
+    old, _, after = rest.partition(END)
+    head = (
+        f"Measured on {today}: three nodes on one machine of {os.cpu_count()} cores, {memory_gib:.0f} GiB, "
+        f"Linux {platform.release().split('-')[0]}, lease TTL 5 s."
+    )
+    table = "\n".join(["", head, "", *HEAD, *merged(old, lines), ""])
+    REPORT.write_text(f"{before}{BEGIN}{table}{END}{after}")
 
 
 def main() -> None:
