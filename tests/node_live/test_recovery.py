@@ -269,6 +269,32 @@ def test_a_copied_data_directory_does_its_living_original_no_harm(tmp_path: Path
         assert client.wait(task_id, timeout_s=30).attempt == 1
 
 
+def test_a_copy_on_another_machine_does_not_start_its_member_of_etcd(tmp_path: Path) -> None:
+    """Another machine has another /run, in which no lock of the original lies."""
+    elsewhere = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /run && exec "$@"', "sh")
+    with live_node("--cpu", "1", "--lease-ttl", "2s", "--listen", "127.0.0.2:0") as node, node.client() as client:
+        task_id = sleeper(client)
+        wait_output(client, task_id, b"here")
+        (before,) = client.nodes()
+        pids = processes_in(node.cgroups())
+        shutil.copytree(node.data_dir, tmp_path / "copy", ignore=shutil.ignore_patterns("*.sock", "scratch"))
+        copy = LiveNode(tmp_path / "copy", "--listen", "127.0.0.3:0", prefix=elsewhere)
+        copy.begin()
+        try:
+            assert copy.process is not None
+            assert copy.process.wait(90) == 1
+        finally:
+            copy.end()
+        assert "was the data directory copied?" in copy.tail()
+        assert f"it answers at {before.address}" in copy.tail()
+        assert "etcd" not in copy.tail()
+        (after,) = client.nodes()
+        assert (after.id, after.state) == (before.id, "ready")
+        assert processes_in(node.cgroups()) == pids
+        client.cancel(task_id)
+        assert client.wait(task_id, timeout_s=30).attempt == 1
+
+
 def test_an_address_in_use_is_refused(tmp_path: Path) -> None:
     with live_node("--listen", "127.0.0.1:0") as node:
         (view,) = node.client().nodes()

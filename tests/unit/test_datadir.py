@@ -184,12 +184,16 @@ def test_a_directory_is_told_from_its_copy(tmp_path: Path) -> None:
     """A copy must not revoke the lease of the original, even on the same machine; a directory that was moved may."""
     with DataDir.open(tmp_path / "original") as data:
         identity = data.identity
+        run = dataclasses.replace(HERE, directory=identity)
+        assert data.wrote(run)
+        assert not data.wrote(dataclasses.replace(run, boot_id="before the reboot"))
     shutil.copytree(tmp_path / "original", tmp_path / "copy")
     with DataDir.open(tmp_path / "copy") as copy:
         assert copy.identity != identity
+        assert not copy.wrote(run)
     (tmp_path / "original").rename(tmp_path / "moved")
     with DataDir.open(tmp_path / "moved") as moved:
-        assert moved.identity == identity
+        assert moved.wrote(run)
 
 
 @pytest.mark.parametrize("changed", [{"machine_id": "other"}, {"boot_id": "other"}, {"boot_id": ""}])
