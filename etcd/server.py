@@ -420,11 +420,12 @@ def _size(file: Path) -> int:
 
 
 def _tail(file: Path, size: int = 32_768, *, since: int = 0) -> str:
-    """The last `size` bytes at most, nothing from before the offset `since` (of a file that may have begun anew)."""
+    """The last `size` bytes at most, nothing from before the offset `since` (of a file that may have begun anew).
+    Nothing where it cannot be read: whoever restarts etcd is not to fail for want of its last words."""
     try:
         with file.open("rb") as read:
             end = file.stat().st_size
             read.seek(max(0, end - size, since if since <= end else 0))
             return read.read().decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return ""

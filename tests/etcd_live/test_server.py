@@ -25,7 +25,7 @@ from etcd.endpoints import ClientTls
 from etcd.errors import OutcomeUnknown, StoreError, StoreUnavailable
 from etcd.port import Put, Range, Txn
 from etcd.ports import is_free
-from etcd.server import EtcdNotReady, EtcdServer, ServerEvent, ServerEventKind
+from etcd.server import EtcdNotReady, EtcdServer, ServerEvent, ServerEventKind, _tail
 from etcd.server_flags import EtcdConfig
 from tests.support.certificates import make_tls
 from tests.support.etcd_process import etcd_binary
@@ -289,6 +289,11 @@ async def main(directory):
 
 asyncio.run(main(pathlib.Path(sys.argv[1])))
 """
+
+
+def test_a_log_that_cannot_be_read_has_no_last_words(tmp_path: Path) -> None:
+    """No descriptors left, or a disk that fails: raised in the supervision it would end the restarts for good."""
+    assert _tail(tmp_path) == ""
 
 
 def test_it_dies_with_its_parent(config: EtcdConfig, tmp_path: Path) -> None:
