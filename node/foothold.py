@@ -25,6 +25,7 @@ from node.core.newcomer import Newcomer
 from node.datadir import DataDir, DataDirError
 from node.handshake import Papers
 from node.joining import join
+from node.lease_keeper import IN_USE_MARGIN_S
 from node.place import Place
 from node.trust import JoinNeeded, Trust, ensure_trust, has_joined, names_of_this_host
 
@@ -32,8 +33,6 @@ log = logging.getLogger(__name__)
 
 #: Stands in every certificate; clusters are told apart by their authority and their id.
 CLUSTER_NAME = "pilfer"
-#: Beyond this host's own lease, which may run on after a quick reboot: for the others to hear of its end.
-LEASE_MARGIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,8 @@ async def stand(settings: Settings, place: Place, data: DataDir, join_token: str
             lambda: papers_of(trust),
             host_id=data.host_id,
             own_address=place.address,
-            patience_s=settings.lease_ttl_s + LEASE_MARGIN_S,
+            # As long as a session waits for the same (`LeaseKeeper.in_use_patience_s`).
+            patience_s=2 * settings.lease_ttl_s + IN_USE_MARGIN_S,
         )
     return Foothold(memory, trust, _founding_mark(data))
 
