@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.node_process import LiveNode, live_node
+from tests.support.node_process import LiveNode
+from tests.support.two_nodes import two_nodes
 from tests.support.wait import wait_until_sync
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(240)]
@@ -22,24 +21,11 @@ pytestmark = [pytest.mark.node, pytest.mark.timeout(240)]
 GONE_S = 30.0
 
 
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 @pytest.fixture
 def two(tmp_path: Path) -> Iterator[tuple[LiveNode, LiveNode]]:
     """One that is asked and too small for these tasks, and one that runs them."""
-    address = free_address()
-    with ExitStack() as stack:
-        asked = stack.enter_context(live_node("--listen", address, "--cpu", "1", "--name", "asked"))
-        token = asked.cli("token", "create")
-        assert token.returncode == 0, token.stderr
-        (tmp_path / "token").write_text(token.stdout)
-        joining = ("--listen", free_address(), "--peers", address, "--token-file", str(tmp_path / "token"))
-        runs = stack.enter_context(live_node(*joining, "--cpu", "2", "--name", "runs"))
-        yield asked, runs
+    with two_nodes(tmp_path) as two:
+        yield two
 
 
 def submit(node: LiveNode, script: str) -> str:
