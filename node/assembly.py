@@ -125,19 +125,17 @@ class Assembly:
             ),
             asyncio.TaskGroup() as group,
         ):
-            background = [
-                group.create_task(running, name=name)
-                for name, running in (
-                    ("membership", engines.membership.run(engines.etcd)),
-                    ("spawner", engines.spawner.run()),
-                    ("channels", engines.peers.run()),
-                    ("store duties", duties.run()),
-                    ("drains", drains.run()),
-                    ("removals", removals.run()),
-                    ("shared watch", services.watch.run()),
-                    ("certificates", keep_certificates(self._foothold.trust, services.signer)),
-                )
+            running: list[ExtraDuty] = [
+                ("membership", engines.membership.run(engines.etcd)),
+                ("spawner", engines.spawner.run()),
+                ("channels", engines.peers.run()),
+                ("store duties", duties.run()),
+                ("drains", drains.run()),
+                ("removals", removals.run()),
+                ("shared watch", services.watch.run()),
+                ("certificates", keep_certificates(self._foothold.trust, services.signer)),
             ]
+            background = [group.create_task(duty, name=name) for name, duty in running]
             try:
                 cluster = await self._come_back(engines)
                 lost = seek_when_lost(lambda: engines.membership.is_lost, *self._contacts(engines))
