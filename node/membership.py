@@ -40,6 +40,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from etcd import keys
+from etcd.binary import EtcdNotFound
 from etcd.errors import Compacted, StoreError
 from etcd.port import Etcd, KeyRange, Member, Range
 from etcd.ports import Ports
@@ -271,7 +272,7 @@ class Membership:
                 await self._compare(etcd, self._server, mine)
             self._publish(members, mine)
             self._failing_since = None
-        except (StoreError, MembershipError, OSError) as error:
+        except (StoreError, MembershipError, EtcdNotFound, OSError) as error:
             self._note_failure(error)
 
     def _note_failure(self, error: Exception) -> None:

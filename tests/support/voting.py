@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from etcd import codec, keys
-from etcd.binary import EtcdBinary
+from etcd.binary import EtcdBinary, EtcdNotFound
 from etcd.duty import Duty
 from etcd.endpoints import ClientTls
 from etcd.errors import StoreError
@@ -56,6 +56,8 @@ class FakeServer:
 
     async def start(self) -> None:
         assert self._supervision is None
+        if not self._world.program_is_there:
+            raise EtcdNotFound("the program is just being replaced")
         file = self._config.data_dir / "member" / "wal" / "id"
         if file.exists():
             self.member_id = int(file.read_text())
@@ -208,6 +210,7 @@ class World:
         #: (host id, member id) of each start of a process.
         self.started: list[tuple[str, int]] = []
         self.authority_is_there = True
+        self.program_is_there = True
         self.background: list[asyncio.Task[None]] = []
         self._clients: list[FakeEtcd] = []
         first = self.store.membership.members[MEMBER_ID]

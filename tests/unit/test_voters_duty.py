@@ -97,6 +97,19 @@ async def test_a_learner_starts_only_when_the_authoritys_key_is_there(tmp_path: 
 
 
 @virtual_time
+async def test_a_program_that_is_missing_for_a_moment_ends_no_node(tmp_path: Path) -> None:
+    """An upgrade replaces it while the node runs."""
+    async with world(tmp_path, 3) as made:
+        await made.wait_for_voters("0")
+        made.program_is_there = False
+        await made.wait_for(lambda: len(made.members) == 2)
+        await asyncio.sleep(10)
+        assert len(made.started) == 1
+        made.program_is_there = True
+        await made.wait_for_voters("012")
+
+
+@virtual_time
 async def test_a_host_that_does_not_start_is_given_up_for_others(tmp_path: Path) -> None:
     async with world(tmp_path, 4) as made:
         made.hosts[1].has_authority = False
