@@ -156,7 +156,7 @@ class Trying:
         except TimedOut as error:
             if self._is_over():
                 raise
-            raise Unavailable(error.message, code=error.code) from None
+            raise Unavailable(f"no answer within {self._silence_s:.3g} s", code=error.code) from None
         self._silence_s = None
         began = time.monotonic()
         left_s = None if self._deadline is None else self._within_deadline(float("inf"))

@@ -49,13 +49,11 @@ def command(client: Client, name: str, ttl_s: float | None, output: Path | None)
     for file, content in zip(CERTIFICATE_FILES, contents, strict=True):
         write_atomic(directory / file, content, mode=0o600)
     line(str(directory))
-    address = invitation.addresses[0] if invitation.addresses else "HOST:PORT"
+    address = ",".join(invitation.addresses) or "HOST:PORT"
     note(
         f"Copy it to the other machine, and there: export PILFER_ADDRESS={address} PILFER_CERTS=/path/{directory.name}"
     )
-    if len(invitation.addresses) > 1:
-        note(f"Any node will do: {', '.join(invitation.addresses)}")
-    elif not invitation.addresses:
+    if not invitation.addresses:
         note("No node can be reached from other machines yet: start one with --listen HOST:PORT.")
 
 

@@ -99,7 +99,7 @@ async def test_an_invitation_is_written_for_its_holder_alone(
     lab: Lab, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with lab.serving(lab.founder()) as node:
-        lab.addresses = [node.address]
+        lab.addresses = [node.address, "192.0.2.1:7400"]
         ran = await cli("invite", "alice", "--ttl", "2d")
         assert (ran.code, ran.out) == (0, "pilfer-alice\n")
         directory = tmp_path / "pilfer-alice"
@@ -108,9 +108,9 @@ async def test_an_invitation_is_written_for_its_holder_alone(
         assert {stat.S_IMODE((directory / name).stat().st_mode) for name in CERTIFICATE_FILES} == {0o600}
         holder = x509.load_pem_x509_certificate((directory / "client.crt").read_bytes())
         assert subject_of(holder).name == "alice"
-        assert f"PILFER_ADDRESS={node.address} PILFER_CERTS=" in ran.err
+        assert f"PILFER_ADDRESS={node.address},192.0.2.1:7400 PILFER_CERTS=" in ran.err
         # As it says, so it works.
-        monkeypatch.setenv("PILFER_ADDRESS", node.address)
+        monkeypatch.setenv("PILFER_ADDRESS", f"{node.address},192.0.2.1:7400")
         monkeypatch.setenv("PILFER_CERTS", str(directory))
         assert (await cli("token", "list", "--json")).code == 0
 
