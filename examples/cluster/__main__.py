@@ -27,11 +27,10 @@ from rich.table import Table
 from rich.text import Text
 
 import pilfer
-from examples.cluster.machines import ClusterFailed, Machine, running_cluster
+from examples.cluster.machines import LOOK_EVERY_S, ClusterFailed, Machine, running_cluster, wait_voters
 from examples.cluster.network import NetworkError, find_lack
 from pilfer.types import NodeView
 
-LOOK_EVERY_S = 0.5
 #: Tasks that are kept waiting or running, for each node.
 LOAD_PER_NODE = 12
 TASK_S = 1.5
@@ -238,6 +237,8 @@ def main() -> int:
     try:
         print(f"starting {options.nodes} nodes ...", flush=True)
         with running_cluster(directory, options.nodes) as machines:
+            print("waiting until enough of them vote, so that any one may be lost (about ten seconds) ...", flush=True)
+            wait_voters(machines)
             console.print(hints(machines), highlight=False, markup=False)
             show(machines, options.seconds)
             print("stopping ...", flush=True)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,9 @@ API_PORT = 7400
 CPU = 4
 MEMORY = "512M"
 STOP_TIMEOUT_S = 30.0
+#: Five voters take about 20 s.
+VOTERS_TIMEOUT_S = 60.0
+LOOK_EVERY_S = 0.5
 
 
 class ClusterFailed(Exception):  # noqa: N818  (what happened, in the past)
@@ -120,3 +124,16 @@ def running_cluster(directory: Path, count: int) -> Iterator[list[Machine]]:
                 machine.stop()
             for machine in machines:
                 machine.wait_stopped()
+
+
+def wait_voters(machines: Sequence[Machine]) -> None:
+    """Returns when as many nodes vote in etcd as so many machines want: 1, 3 or 5. On the way there are two for a
+    moment, of which none may be lost. Gives up after a while, for it is only a demonstration."""
+    wanted = next(count for count in (5, 3, 1) if len(machines) >= count)
+    deadline = time.monotonic() + VOTERS_TIMEOUT_S
+    with machines[0].client() as client:
+        while time.monotonic() < deadline:
+            roles = [view.role for view in client.nodes()]
+            if roles.count("voter") >= wanted and "learner" not in roles:
+                return
+            time.sleep(LOOK_EVERY_S)
