@@ -136,7 +136,8 @@ def _bind_tcp(server: grpc.aio.Server, listen: Listen) -> str:
 
 def _in_use(address: str) -> str:
     return (
-        f"cannot listen on {address}: another program has that address, or this host has not; choose another --listen"
+        f"cannot listen on {address}: another program has that address, or this host has not; choose another --listen. "
+        "Beside another node on this machine leave room: its etcd has the two ports above its own"
     )
 
 
