@@ -278,9 +278,11 @@ class FakeEtcd:
     async def arrives(self, timeout_s: float) -> bool:
         """Waits while the client is cut off; False when that takes too long. What is sent meanwhile arrives later."""
         if self._healed.is_set():
-            return True  # wait_for makes a task, too dear for every call of a simulation
+            return True
         try:
-            await asyncio.wait_for(self._healed.wait(), timeout_s)
+            # Not wait_for, which swallows a cancellation that comes together with the healing (Python 3.11).
+            async with asyncio.timeout(timeout_s):
+                await self._healed.wait()
         except TimeoutError:
             return False
         return True
