@@ -68,5 +68,5 @@ class LazyGroup(click.Group):
 def root() -> None:
     """Pilfer: run commands on all your machines, without a head node.
 
-    `node start` makes a one-node cluster; `node run -- CMD ARG...` runs a command on it.
+    `node start` makes a cluster of one, with --peers it joins one; `node run -- CMD ARG...` runs a command there.
     """
