@@ -11,6 +11,9 @@ Silence. A frozen node keeps its connections and answers nothing, so how long an
                  gave one just now; should it freeze later, the connection's pings tell (`_transport.py`)
     stream       as the one before
 
+A node that is cut off from the others lives, and its streams stand, with nothing to tell. So a stream that can be begun
+again at no cost is begun again now and then: a node without a quorum refuses that, and the next one is asked.
+
 With a single node there is nobody to turn to, and all this is left out.
 """
 
@@ -39,6 +42,12 @@ TRY_S = 10.0
 _HEARD_S = 1.0
 #: A stream that stood for so long was in order, though nothing came: its patience starts anew.
 _STOOD_S = 30.0
+#: How long a stream may stand that is renewed.
+_RENEW_S = 60.0
+
+
+class _Renewal(Unavailable):
+    """Nothing is wrong: the stream is to be begun again."""
 
 
 class Reach:
@@ -107,9 +116,9 @@ class Reach:
         return response
 
     def stream(
-        self, index: int, call: Call[Request, Response], request: Request, timeout_s: float | None
+        self, index: int, call: Call[Request, Response], request: Request, timeout_s: float
     ) -> AsyncGenerator[Response, None]:
-        return self._transports[index].stream(call, request, timeout_s)
+        return self._transports[index].stream(call, request, None if timeout_s == float("inf") else timeout_s)
 
     def heard(self, index: int) -> None:
         self._heard[index] = time.monotonic()
@@ -149,8 +158,13 @@ class Trying:
         self._tour.answered()
         return response
 
-    async def stream(self, call: Call[Request, Response], request: Request) -> AsyncGenerator[Response, None]:
-        """One try. After Unavailable, `pause_after`. Raises TimedOut at the caller's deadline."""
+    async def stream(
+        self, call: Call[Request, Response], request: Request, *, can_renew: bool = False
+    ) -> AsyncGenerator[Response, None]:
+        """One try. After Unavailable, `pause_after`. Raises TimedOut at the caller's deadline.
+
+        can_renew: the caller can begin it again at any moment without losing or repeating anything.
+        """
         try:
             await self._wait_sign_of_life()
         except TimedOut as error:
@@ -159,7 +173,8 @@ class Trying:
             raise Unavailable(f"no answer within {self._silence_s:.3g} s", code=error.code) from None
         self._silence_s = None
         began = time.monotonic()
-        left_s = None if self._deadline is None else self._within_deadline(float("inf"))
+        stands_s = _RENEW_S if can_renew and not self._reach.choice.is_only_one else float("inf")
+        left_s = self._within_deadline(stands_s)
         try:
             async with aclosing(self._reach.stream(self._tour.index, call, request, left_s)) as responses:
                 async for response in responses:
@@ -167,6 +182,10 @@ class Trying:
                     self._tour.answered()
                     self._patience.succeeded()
                     yield response
+        except TimedOut as error:
+            if left_s < stands_s or time.monotonic() - began < stands_s / 2:
+                raise  # the caller's deadline, or the node's own word
+            raise _Renewal(error.message) from None
         except Unavailable:
             if time.monotonic() - began >= _STOOD_S:
                 self._patience.succeeded()
@@ -174,6 +193,9 @@ class Trying:
 
     async def pause_after(self, error: Unavailable | TimedOut) -> None:
         """Turns to the next node; pauses when each was asked. Raises the error when it is time to give up."""
+        if isinstance(error, _Renewal):
+            self._patience.succeeded()
+            return
         is_silent = self._silence_s is not None and isinstance(error, TimedOut)
         is_round_over = self._tour.failed(error, silence_s=self._silence_s if is_silent else None)
         if self._is_over():

@@ -317,7 +317,9 @@ class AsyncClient(TrustMethods):
         trying = self._reach.trying(None)
         while True:
             try:
-                async with aclosing(trying.stream(_transport.LOG, reading.request())) as responses:
+                async with aclosing(
+                    trying.stream(_transport.LOG, reading.request(), can_renew=tail_lines is None)
+                ) as responses:
                     async for response in responses:
                         if reading.take(response):
                             yield _convert.log_chunk(response)
@@ -375,7 +377,7 @@ class AsyncClient(TrustMethods):
             progress.begin(len(request.ids) if has_present else 0)
             failure = Unavailable("the node ended the stream", code="UNAVAILABLE")
             try:
-                async with aclosing(trying.stream(_transport.WATCH, request)) as responses:
+                async with aclosing(trying.stream(_transport.WATCH, request, can_renew=ended_only)) as responses:
                     async for message in responses:
                         for response in message.group or (message,):
                             if progress.is_new(response) and not (

@@ -148,6 +148,38 @@ def test_a_followed_log_goes_from_node_to_node_with_every_byte_once(two: Two) ->
     assert [(chunk.attempt, chunk.data) for chunk in received] == [(1, b"one "), (1, b"two "), (2, b"anew")]
 
 
+def test_what_waits_at_a_node_that_is_cut_off_from_the_others_goes_to_one_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its streams stand and tell nothing; what is begun anew there is refused."""
+    monkeypatch.setattr("pilfer._reach._RENEW_S", 0.2)
+    cut_off, rest = FakeCluster(), FakeCluster()
+    with (
+        FakeNode(cut_off, f"unix:{tmp_path}/a.sock") as a,
+        FakeNode(rest, f"unix:{tmp_path}/b.sock") as b,
+        pilfer.Client(f"{a.address},{b.address}", patience_s=PATIENCE_S) as client,
+    ):
+        task_id = client.submit("true")
+        rest.add(cut_off.submits[0].tasks[0])
+        for cluster in (cut_off, rest):
+            cluster.start(task_id)
+            cluster.write(task_id, b"before ")
+        chunks = client.log(task_id, follow=True)
+        assert next(chunks).data == b"before "
+
+        def act() -> None:
+            wait_until_sync(lambda: cut_off.calls["Watch"] > 2, what="the watch was begun again at the same node")
+            assert rest.calls["Watch"] == 0
+            for call in ("Watch", "Log"):
+                cut_off.fail_next(call, *[grpc.StatusCode.UNAVAILABLE] * 1000)
+            rest.write(task_id, b"after")
+            rest.end(task_id)
+
+        with Aside(act):
+            assert client.wait(task_id).succeeded
+        assert b"".join(chunk.data for chunk in chunks) == b"after"
+
+
 # --- frozen: the connection stands, and nothing answers
 
 
