@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 #: To open a session, before it is tried again with a new one.
 OPEN_TIMEOUT_S = 10.0
 OPEN_RETRY_S = 1.0
+#: Until a disk that is full may have room again.
+DISK_RETRY_S = 15.0
 
 
 class Lives:
@@ -100,9 +102,13 @@ class Lives:
         while True:
             try:
                 return await self._open()
-            except (StoreError, DataDirError) as error:
+            except StoreError as error:
                 log.warning("no new lease yet, trying again: %s", error)
                 await asyncio.sleep(OPEN_RETRY_S)
+            except DataDirError as error:
+                # The cluster saw this node come and go.
+                log.warning("a new life cannot be noted down, trying again in %g s: %s", DISK_RETRY_S, error)
+                await asyncio.sleep(DISK_RETRY_S)
 
     async def _close(self, *, revoke: bool = True) -> None:
         """Revokes the lease: peers see at once that this incarnation is over."""
