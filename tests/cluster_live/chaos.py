@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pilfer import PilferError
 from tests.support.beats import excesses
 from tests.support.lab import CPU, PARTS, Lab, LabNode, laboratory
+from tests.support.wait import wait_until_sync
 
 NODES = ("a", "b", "c", "d")
 #: Four nodes, of which three vote: one is a plain client of the others.
@@ -36,6 +37,7 @@ CANCEL_SHARE = 0.05
 SECOND_FAULT_SHARE = 0.3
 #: All tasks end within this, once everything is healed.
 PROGRESS_S = 90.0
+HEAL_S = 120.0
 ATTEMPTS = 1000
 
 
@@ -47,6 +49,8 @@ class Chaos:
         self._random = random.Random(seed)
         self._tell = tell
         self._open: list[str] = []
+        #: Names of nodes whose drain is not undone yet.
+        self._drained: set[str] = set()
         self._started = time.monotonic()
         self.steps = 0
 
@@ -56,7 +60,9 @@ class Chaos:
         while time.monotonic() < until:
             self._step()
         self._say("healing")
-        self._lab.heal(timeout_s=120.0)
+        self._undo()
+        wait_until_sync(self._is_undrained, HEAL_S, what="the drains are undone", every_s=TICK_S)
+        self._lab.heal(timeout_s=HEAL_S)
         self._wait_all_ended()
         self._judge()
 
@@ -73,7 +79,7 @@ class Chaos:
 
     def _fault(self, victim: LabNode) -> None:
         faults = (self._kill, self._kill, self._pause, self._pause, self._unplug, self._lose, self._cut, self._stop)
-        self._random.choice((*faults, self._move_leader, self._partition))(victim)
+        self._random.choice((*faults, self._move_leader, self._partition, self._drain))(victim)
 
     # What is done
 
@@ -124,6 +130,28 @@ class Chaos:
             self._say(f"move etcd's leader from {leader.name} to {node.name}")
             self._lab.find_move_leader(node)
 
+    def _drain(self, node: LabNode) -> None:
+        self._say(f"drain {node.name}")
+        self._drained.add(node.name)
+        self._ask_drain(node.name, undo=False)
+
+    def _ask_drain(self, name: str, *, undo: bool) -> bool:
+        """Whether it was answered."""
+        up = self._lab.up()
+        if not up:
+            return False
+        try:
+            with self._random.choice(up).client(patience_s=0.0, timeout_s=2.0) as client:
+                client.drain(name, undo=undo)
+        except (PilferError, OSError):
+            return False
+        return True
+
+    def _is_undrained(self) -> bool:
+        """Undoes what drains it can; whether none is left."""
+        self._drained = {name for name in self._drained if not self._ask_drain(name, undo=True)}
+        return not self._drained
+
     def _undo(self) -> None:
         self._say("undo")
         for node in self._lab.nodes.values():
@@ -132,6 +160,8 @@ class Chaos:
         for node in self._lab.nodes.values():
             if not node.is_up:
                 self._lab.begin(node)
+        # What is not answered is tried again at the next undoing, and insisted on at the end.
+        self._is_undrained()
 
     # Load
 

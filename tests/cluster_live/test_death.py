@@ -183,6 +183,7 @@ def test_rolling_restart_under_load(lab: Lab) -> None:
     assert reasons <= {"exited", "given_back"}, "an ordered stop loses no attempt"
 
 
+@LONG
 def test_the_leader_of_etcd_moves_under_load(lab: Lab) -> None:
     ids = lab.submit(*[lab.witness.task(0.2, cpu=1.0)] * 40)
     for _ in range(3):

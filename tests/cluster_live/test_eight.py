@@ -48,6 +48,7 @@ def test_a_backlog_is_shared_by_capacity(lab: Lab, note: Note) -> None:
     assert 1.3 <= share <= 3.0, counts
 
 
+@pytest.mark.long
 def test_a_joining_node_has_work_at_once(lab: Lab, note: Note) -> None:
     capacity = CPU * (len(EQUAL) + 2)
     ids = lab.submit(*[lab.witness.task(TASK_S, cpu=1.0)] * int(capacity * TASKS_PER_CPU))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,6 +151,24 @@ def test_the_witness_hears_an_overlap_of_real_processes(tmp_path: Path) -> None:
         third = attempt(3, 20)
         assert third.wait() == 0
         assert len(witness.flaws()) == 1, "one after the other is no overlap"
+
+
+def test_what_a_killed_laboratory_left_is_removed_by_the_next() -> None:
+    """Its processes went with it; its directory carries the pid."""
+    with subprocess.Popen(["true"]) as over:
+        over.wait()
+    temporary = Path(tempfile.gettempdir())
+    left, others = temporary / f"pilfer-lab-{over.pid}-left", temporary / f"pilfer-lab-{os.getpid()}-mine"
+    for directory in (left, others):
+        (directory / "a").mkdir(parents=True)
+    try:
+        with laboratory() as lab:
+            assert not left.exists()
+            assert others.exists()
+            assert lab.directory.exists()
+        assert not lab.directory.exists()
+    finally:
+        shutil.rmtree(others)
 
 
 def test_one_node_in_a_lab_of_its_own_leaves_a_sound_history_and_nothing_else() -> None:
