@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from etcd.binary import run_for_text
+from etcd.binary import EtcdNotFound, run_for_text
 from etcd.client import EtcdClient
 from etcd.errors import StoreError
 from etcd.port import Range
@@ -195,7 +195,7 @@ class EtcdServer:
 
     async def start(self) -> None:
         """Starts it and its supervision; does not wait until it is ready. Raises OSError where it cannot be started
-        at all, and EtcdNotFound where it cannot be run."""
+        at all."""
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("etcd must be started from the main thread: it dies with the thread that started it")
         if self._supervision is not None:
@@ -205,7 +205,11 @@ class EtcdServer:
         config = self._config
         config.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         config.data_dir.mkdir(mode=0o700, exist_ok=True)
-        self._flags = known_flags(run_for_text(config.binary.path, "--help"))
+        try:
+            self._flags = known_flags(run_for_text(config.binary.path, "--help"))
+        except EtcdNotFound as error:
+            # Found at the node's start; what is wrong now (it is just being replaced) may pass, as with any file.
+            raise OSError(str(error)) from error
         await self._choose_ports()
         self._process = await self._spawn()
         self._supervision = asyncio.create_task(self._supervise(self._process), name="etcd supervision")

@@ -40,7 +40,6 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from etcd import keys
-from etcd.binary import EtcdNotFound
 from etcd.errors import Compacted, StoreError
 from etcd.port import Etcd, KeyRange, Member, Range
 from etcd.ports import Ports
@@ -272,7 +271,7 @@ class Membership:
                 await self._compare(etcd, self._server, mine)
             self._publish(members, mine)
             self._failing_since = None
-        except (StoreError, MembershipError, EtcdNotFound, OSError) as error:
+        except (StoreError, MembershipError, OSError) as error:
             self._note_failure(error)
 
     def _note_failure(self, error: Exception) -> None:

@@ -291,6 +291,15 @@ asyncio.run(main(pathlib.Path(sys.argv[1])))
 """
 
 
+async def test_a_program_that_cannot_be_run_is_an_error_of_files(config: EtcdConfig, tmp_path: Path) -> None:
+    """Found at the node's start, and gone when this host becomes a voter: to be tried again, as any file."""
+    gone = replace(config, binary=replace(config.binary, path=tmp_path / "etcd-gone"))
+    server = EtcdServer(gone)
+    with pytest.raises(OSError, match="etcd-gone"):
+        await server.start()
+    await server.stop()
+
+
 def test_a_log_that_cannot_be_read_has_no_last_words(tmp_path: Path) -> None:
     """No descriptors left, or a disk that fails: raised in the supervision it would end the restarts for good."""
     assert _tail(tmp_path) == ""

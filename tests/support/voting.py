@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from etcd import codec, keys
-from etcd.binary import EtcdBinary, EtcdNotFound
+from etcd.binary import EtcdBinary
 from etcd.duty import Duty
 from etcd.endpoints import ClientTls
 from etcd.errors import StoreError
@@ -57,7 +57,7 @@ class FakeServer:
     async def start(self) -> None:
         assert self._supervision is None
         if not self._world.program_is_there:
-            raise EtcdNotFound("the program is just being replaced")
+            raise FileNotFoundError("the program is just being replaced")
         file = self._config.data_dir / "member" / "wal" / "id"
         if file.exists():
             self.member_id = int(file.read_text())
