@@ -262,6 +262,7 @@ class Claimer:
                 refused.append(offer)
                 refusal = answer
             elif answer is None:
+                log.debug("task=%s claim lost", offer.task_id)
                 self._lost(offer)
             else:
                 self._won(offer, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ BIG = "big"
 CPU = 2.0
 TASKS_PER_CPU = 12
 TASK_S = 0.4
+TRICKLE = 60
+#: Lost claims are told among the details.
+TELL_ALL = ("--log-level", "debug")
 #: A voter that is away for less keeps its vote.
 GRACE_S = 30.0
 
@@ -26,18 +30,27 @@ GRACE_S = 30.0
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with laboratory() as lab:
-        lab.grow(*EQUAL, cpu=CPU)
-        lab.grow(BIG, cpu=2 * CPU)
+        lab.grow(*EQUAL, cpu=CPU, flags=TELL_ALL)
+        lab.grow(BIG, cpu=2 * CPU, flags=TELL_ALL)
         yield lab
         lab.judge(expect_ended=True)
         assert lab.witness.flaws() == []
 
 
+def claims_lost(lab: Lab) -> int:
+    """By all nodes together, since the beginning."""
+    return sum(node.log.read_text().count("claim lost") for node in lab.nodes.values())
+
+
 def test_a_backlog_is_shared_by_capacity(lab: Lab, note: Note) -> None:
     capacity = CPU * (len(EQUAL) + 2)
+    lost = claims_lost(lab)
     ids = lab.submit(*[lab.witness.task(TASK_S, cpu=1.0)] * int(capacity * TASKS_PER_CPU))
     with lab.first.client(patience_s=20.0) as client:
         client.wait(ids, timeout_s=120.0)
+    tried = 1 + (claims_lost(lab) - lost) / len(ids)
+    note.figure(f"{tried:.3f}", "eight nodes, backlog: claims tried per claim won (at most 1.1)")
+    assert tried < 1.5
     counts = Counter(lab.places_of(ids).values())
     equal = [counts[name] for name in EQUAL]
     jain = sum(equal) ** 2 / (len(equal) * sum(count**2 for count in equal))
@@ -46,6 +59,20 @@ def test_a_backlog_is_shared_by_capacity(lab: Lab, note: Note) -> None:
     note.figure(f"{share:.2f}", "eight nodes, backlog: share of the one twice as big (about 2)")
     assert jain >= 0.85, counts
     assert 1.3 <= share <= 3.0, counts
+
+
+def test_a_trickle_is_not_raced_for(lab: Lab, note: Note) -> None:
+    """One task after the other, through every node in turn, while all are idle."""
+    lost, ids = claims_lost(lab), []
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(node.client()) for node in lab.up()]
+        for number in range(TRICKLE):
+            ids.append(clients[number % len(clients)].submit(lab.witness.task(0.0, cpu=1.0)))
+        clients[0].wait(ids, timeout_s=60.0)
+    lab.submitted += ids
+    tried = 1 + (claims_lost(lab) - lost) / len(ids)
+    note.figure(f"{tried:.3f}", "eight nodes, trickle: claims tried per claim won (at most 1.3)")
+    assert tried < 2.0
 
 
 @pytest.mark.long

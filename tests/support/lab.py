@@ -168,10 +168,10 @@ class Lab:
         node.environment["PILFER_JOIN_TOKEN"] = self._token
         node.begin()
 
-    def grow(self, *names: str, cpu: float = CPU, voters: int | None = None) -> None:
+    def grow(self, *names: str, cpu: float = CPU, voters: int | None = None, flags: Sequence[str] = ()) -> None:
         """Adds nodes and starts them, all newcomers at once; returns when they are ready and so many vote."""
         for name in names:
-            self.add(name, cpu=cpu)
+            self.add(name, *flags, cpu=cpu)
         starting = [self.nodes[name] for name in names]
         if starting[0] is self.first:
             self.first.start()
