@@ -566,6 +566,24 @@ def test_no_quorum_is_told(cluster: FakeCluster, cli: Cli, monkeypatch: pytest.M
     assert "may or may not have been stored" in ran.err
 
 
+def test_of_several_addresses_one_that_answers_will_do(cluster: FakeCluster, cli: Cli, tmp_path: Path) -> None:
+    nowhere = f"unix:{tmp_path}/nowhere/node.sock"
+    both = f"{nowhere},unix:{tmp_path}/node.sock"
+    (task_id,) = cli("submit", "--address", both, "--", "true").lines
+    ended(cluster, task_id)
+    assert cli("wait", "--address", both, task_id).code == 0
+    wrong = cli("list", "--address", f"{nowhere},h")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "'h' (the second of 2 in " in wrong.err
+
+
+def test_when_none_of_several_answers_each_is_named(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.cli.connection.PATIENCE_S", 0.2)
+    ran = cli("list", "--address", f"unix:{tmp_path}/a.sock,unix:{tmp_path}/b.sock")
+    assert ran.code == 5
+    assert f"unix:{tmp_path}/a.sock: No such file or directory; unix:{tmp_path}/b.sock: No such file" in ran.err
+
+
 @pytest.mark.parametrize("address", ["nonsense", "unix:", "h:0"])
 def test_an_address_that_is_none(cli: Cli, address: str) -> None:
     assert cli("list", "--address", address).code == 2
