@@ -24,7 +24,7 @@ QUEUED, RUNNING, COMPLETE = (
     records_pb2.TASK_STATUS_RUNNING,
     records_pb2.TASK_STATUS_COMPLETE,
 )
-IDS = [f"{number:08x}-0000-4000-8000-000000000000" for number in range(100)]
+IDS = [f"{number:08x}-0000-4000-8000-000000000000" for number in range(200)]
 #: Virtual seconds in which everything that can happen has happened.
 LONG_S = 5.0
 
@@ -126,7 +126,8 @@ async def opened() -> AsyncIterator[Place]:
     place = Place()
     async with place.etcd:
         place.start()
-        await place.write(*(put(number, QUEUED) for number in range(len(IDS))))
+        await place.write(*(put(number, QUEUED) for number in range(100)))
+        await place.write(*(put(number, QUEUED) for number in range(100, len(IDS))))
         try:
             yield place
         finally:
@@ -174,7 +175,7 @@ async def test_from_a_revision_by_a_watch_of_its_own_until_it_has_caught_up() ->
         assert place.watches == 1
         revision = await place.write(put(1, COMPLETE))
         await asyncio.sleep(LONG_S)
-        assert late.told[-2:] == [(3, IDS[1], RUNNING), (revision, IDS[1], COMPLETE)]
+        assert late.told[-2:] == [(4, IDS[1], RUNNING), (revision, IDS[1], COMPLETE)]
 
 
 @virtual_time
@@ -230,7 +231,7 @@ async def test_what_ended_while_etcd_was_out_of_reach_is_told() -> None:
         assert waiting.told == []
         place.etcd.is_cut = False
         await asyncio.sleep(LONG_S)
-        assert waiting.told == [(3, IDS[1], COMPLETE)]
+        assert waiting.told == [(4, IDS[1], COMPLETE)]
 
 
 @virtual_time
@@ -244,7 +245,7 @@ async def test_a_call_that_missed_what_was_compacted_is_told_so_and_the_next_is_
         place.etcd.is_cut = False
         await asyncio.sleep(LONG_S)
         assert [call.context.code for call in calls] == [grpc.StatusCode.OUT_OF_RANGE] * 2
-        assert (await place.call(1)).told == [(5, IDS[1], RUNNING)]
+        assert (await place.call(1)).told == [(6, IDS[1], RUNNING)]
 
 
 @virtual_time
@@ -318,7 +319,7 @@ def test_whatever_happens_each_call_is_told_each_transition_once(seed: int, monk
 async def _happen(place: Place, rng: random.Random) -> None:
     kind = rng.random()
     if kind < 0.1 and len(place.calls) < 12:
-        numbers = rng.sample(range(len(IDS)), rng.choice([0, 0, 1, 2, 80]))
+        numbers = rng.sample(range(len(IDS)), rng.choice([0, 0, 1, 2, 150]))
         options: dict[str, object] = {"grouped": rng.random() < 0.5}
         if rng.random() < 0.3:
             options["labels"] = {"l": "a"}
