@@ -227,7 +227,8 @@ class _Asking:
     def end_round(self) -> None:
         """Nobody admitted. Raises JoinRefused where somebody had a reason of its own."""
         for address, refused in self._refusals.items():
-            raise JoinRefused(refused.why, f"{address}: {refused.message}")
+            named = refused.message if address in refused.message else f"{address}: {refused.message}"
+            raise JoinRefused(refused.why, named)
 
 
 def _shown(seconds: float) -> str:

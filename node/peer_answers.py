@@ -104,7 +104,11 @@ def _without_a_call(address: str, handshake: Handshake) -> Refused | Silent:
         case Finding.NOT_A_NODE:
             return Refused(Why.NOT_A_NODE, f"what answers at {address} is no node of a cluster: {handshake.detail}")
         case Finding.OTHER_AUTHORITY:
-            return Refused(Why.WRONG_CLUSTER, f"{address} belongs to another cluster: {handshake.detail}")
+            return Refused(
+                Why.WRONG_CLUSTER,
+                f"{address} belongs to another cluster: {handshake.detail}. If it is the right one, take a join token"
+                " from there (node token create)",
+            )
         case Finding.OTHER_TIME:
             return Refused(
                 Why.CLOCK, f"the clock here is wrong, or the certificate of {address} is too old: {handshake.detail}"
