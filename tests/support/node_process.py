@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from etcd.binary import EtcdNotFound, find_etcd
+from node.host_lock import HostIdBusy, HostLock, runtime_directory
 from pilfer import Client
 from tests.support.leaks import cgroups_of
 from tests.support.require import require
@@ -153,6 +154,15 @@ class LiveNode:
                 self.kill()
                 raise
         self._close_pipe()
+        self._remove_host_lock()
+
+    def _remove_host_lock(self) -> None:
+        """What a killed node leaves until the next start or boot; not that of a living one with the same host id."""
+        if (self.data_dir / "host_id").exists():
+            with contextlib.suppress(HostIdBusy):
+                lock = HostLock.take(self.host_id, runtime_directory())
+                if lock is not None:
+                    lock.close()
 
 
 def processes_in(cgroups: list[Path]) -> set[int]:
