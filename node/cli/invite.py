@@ -32,7 +32,8 @@ def command(client: Client, name: str, ttl_s: float | None, output: Path | None)
     """Make a certificate for a command line on another machine.
 
     NAME says who it is for. Writes ca.crt, client.crt and client.key, and prints the directory. The key is secret:
-    whoever has it may submit and cancel tasks. It cannot be taken back before its time is over.
+    whoever has it may do all that a person may: submit and cancel, make join tokens, drain and remove nodes. It cannot
+    be taken back before its time is over.
     """
     directory = output or Path(f"pilfer-{_file_name(name)}")
     # Looked at first: a certificate that cannot be written would be good for nothing, and good for a month.
