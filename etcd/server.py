@@ -374,7 +374,8 @@ class EtcdServer:
         while True:
             self._on_event(ServerEvent(ServerEventKind.RESTARTING, in_s=pause_s))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._stopping.wait()
             if self._stopping.is_set():
                 return None
             try:
@@ -402,7 +403,9 @@ async def _end(process: Process, limit_s: float) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), limit_s)
+        # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the end.
+        async with asyncio.timeout(limit_s):
+            await process.wait()
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import grpc
 import pytest
@@ -25,11 +26,14 @@ from etcd.endpoints import ClientTls
 from etcd.errors import OutcomeUnknown, StoreError, StoreUnavailable
 from etcd.port import Put, Range, Txn
 from etcd.ports import is_free
-from etcd.server import EtcdNotReady, EtcdServer, ServerEvent, ServerEventKind, _tail
+from etcd.server import EtcdNotReady, EtcdServer, ServerEvent, ServerEventKind, _end, _tail
 from etcd.server_flags import EtcdConfig
 from tests.support.certificates import make_tls
 from tests.support.etcd_process import etcd_binary
 from tests.support.wait import wait_until, wait_until_sync
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
 
 pytestmark = pytest.mark.etcd
 
@@ -289,6 +293,34 @@ async def main(directory):
 
 asyncio.run(main(pathlib.Path(sys.argv[1])))
 """
+
+
+class Ending:
+    """A process that ends when it is told."""
+
+    returncode: int | None = None
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
+    def terminate(self) -> None:
+        pass
+
+    async def wait(self) -> int:
+        await self.ended.wait()
+        return 0
+
+
+async def test_a_stop_that_is_canceled_as_the_process_ends_stays_canceled() -> None:
+    """Otherwise whoever stops etcd goes on, and the node that is to end waits for it for ever."""
+    process = Ending()
+    stopping = asyncio.create_task(_end(cast("Process", process), 30.0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    process.ended.set()
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
 
 
 async def test_a_program_that_cannot_be_run_is_an_error_of_files(config: EtcdConfig, tmp_path: Path) -> None:
