@@ -57,6 +57,7 @@ class Drains:
                             self._take_out(event.kv.key)
                         else:
                             self._take_in(event.kv)
+                self._tell(before)
                 if before != self._drained or not self._known.is_set():
                     self._known.set()
                     self.on_change()
@@ -68,8 +69,6 @@ class Drains:
         except RecordCorrupt as error:
             log.error("ignored: %s", error)  # noqa: TRY400  (a stranger's key, no defect of ours)
             return
-        if host_id not in self._drained:
-            log.info("host=%s is drained, %s", host_id, "what runs may finish" if drain.let_finish else "gives back")
         self._drained[host_id] = drain
 
     def _take_out(self, key: bytes) -> None:
@@ -77,5 +76,14 @@ class Drains:
             host_id = keys.parse_cluster_id(key)
         except RecordCorrupt:
             return  # never was a drain
-        if self._drained.pop(host_id, None) is not None:
+        self._drained.pop(host_id, None)
+
+    def _tell(self, before: Mapping[str, Drain]) -> None:
+        """What is new; not all of it again after each outage, and what ended in one too."""
+        for host_id, drain in self._drained.items():
+            if host_id not in before:
+                log.info(
+                    "host=%s is drained, %s", host_id, "what runs may finish" if drain.let_finish else "gives back"
+                )
+        for host_id in before.keys() - self._drained.keys():
             log.info("host=%s is drained no more", host_id)

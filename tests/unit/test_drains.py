@@ -19,6 +19,7 @@ from tests.support.wait import wait_until
 
 A = "aaaaaaaa-0000-4000-8000-00000000000a"
 B = "bbbbbbbb-0000-4000-8000-00000000000b"
+C = "cccccccc-0000-4000-8000-00000000000c"
 
 
 async def drain(etcd: FakeEtcd, host_id: str, *, let_finish: bool = False) -> None:
@@ -95,9 +96,11 @@ async def test_nothing_is_known_until_etcd_has_answered() -> None:
 
 
 @virtual_time
-async def test_what_changed_during_an_outage_and_a_compaction() -> None:
+async def test_what_changed_during_an_outage_and_a_compaction(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="node.drains")
     async with FakeEtcd() as etcd, FakeEtcd(etcd.store) as own:
         await drain(etcd, A)
+        await drain(etcd, C)
         async with following(own) as drains:
             await drains.wait_known()
             own.is_cut = True
@@ -108,7 +111,11 @@ async def test_what_changed_during_an_outage_and_a_compaction() -> None:
             assert drains.find(A) is not None, "what is known stays while etcd does not answer"
             own.is_cut = False
             own.break_streams()
-            await wait_until(lambda: {*drains.drained} == {B}, 60.0)
+            await wait_until(lambda: {*drains.drained} == {B, C}, 60.0)
+    told = sorted(record.getMessage() for record in caplog.records)
+    assert told == sorted(
+        [*(f"host={host} is drained, gives back" for host in (A, B, C)), f"host={A} is drained no more"]
+    ), "each change once, and nothing again"
 
 
 @virtual_time
