@@ -242,6 +242,7 @@ def print_next(outputs: Path) -> None:
         f"{shown} submit -- sleep 60          # queue one and come back later",
         f"{shown} list                        # what there is",
         f"{shown} --help",
+        "make cluster                         # three nodes on this machine, to be hurt by hand (as root)",
     )
     console.print("Next, type:", *(f"  {line}" for line in lines), sep="\n", highlight=False)
 

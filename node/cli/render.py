@@ -119,7 +119,8 @@ def how(task: Task) -> str:
     outcome = task.outcome
     if not task.status.is_terminal or outcome is None:
         return "cancel requested" if task.cancel_requested and task.status is Status.RUNNING else ""
-    return outcome_words(outcome)
+    # Beside the status: not "canceled: canceled".
+    return "on request" if outcome.reason is Reason.CANCELED else outcome_words(outcome)
 
 
 def outcome_words(outcome: Outcome) -> str:

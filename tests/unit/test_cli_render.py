@@ -149,6 +149,7 @@ def test_what_a_task_is_called_cannot_move_the_cursor() -> None:
         (task(Status.COMPLETE, Outcome(Reason.SIGNALED, signal=40)), "killed by signal 40"),
         (task(Status.COMPLETE, Outcome(Reason.EXITED, exit_code=0)), "exited with 0"),
         (task(Status.RUNNING, cancel_requested=True), "cancel requested"),
+        (task(Status.CANCELED, Outcome(Reason.CANCELED)), "on request"),
         (task(Status.QUEUED), ""),
     ],
 )
