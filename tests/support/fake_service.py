@@ -53,6 +53,8 @@ class FakeCluster:
         self.nodes: list[nodes_pb2.NodeView] = []
         #: Whether the first message of a watch tells the revision that it goes on from.
         self.tells_ready_revision = True
+        #: Transitions in one message, for clients that ask for groups; 0: this node knows no groups.
+        self.group_size = 0
         self._failures: dict[str, list[grpc.StatusCode]] = defaultdict(list)
         self._lost_answers: Counter[str] = Counter()
         self._generation = 0
@@ -312,9 +314,9 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
             position = next((i for i, e in enumerate(cluster.events) if e[0] >= start), len(cluster.events))
         sent = 0
         while True:
-            for response in responses:
+            for message in _grouped(responses, cluster.group_size) if request.grouped else responses:
                 cluster.check_stream(generation, sent, context)
-                yield response
+                yield message
                 sent += 1
             with cluster.changed:
                 cluster.changed.wait_for(lambda p=position: len(cluster.events) > p, timeout=0.05)  # type: ignore[misc]  # bound now
@@ -395,6 +397,12 @@ class FakeTasks(tasks_pb2_grpc.TaskServiceServicer):
             yield None
             if is_closed and not pieces:
                 return
+
+
+def _grouped(responses: list[tasks_pb2.WatchResponse], size: int) -> list[tasks_pb2.WatchResponse]:
+    if not size:
+        return responses
+    return [tasks_pb2.WatchResponse(group=responses[start : start + size]) for start in range(0, len(responses), size)]
 
 
 def _tail(data: bytes, lines: int) -> bytes:

@@ -110,6 +110,23 @@ def test_waiting_goes_on_after_each_break(node: FakeNode, client: pilfer.Client,
     assert node.cluster.calls["Watch"] >= 3
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_ends_that_come_in_groups(node: FakeNode, client: pilfer.Client, size: int) -> None:
+    """Some before the wait, the others during it, and the stream breaks, later each time."""
+    cluster = node.cluster
+    cluster.group_size = size
+    ids = client.submit_many([TRUE] * 6)
+    for task_id in ids[:3]:
+        live(cluster, task_id)
+
+    def end_others() -> None:
+        when_called(cluster, "Watch", 1)
+        cluster.same_revision(*(lambda task_id=task_id: live(cluster, task_id) for task_id in ids[3:]))
+
+    with Aside(end_others), Breaker(cluster, "Watch", 0), closing(client.as_ended(ids)) as tasks:
+        assert sorted(task.id for task in tasks) == sorted(ids)
+
+
 def test_waiting_outlives_a_restart_of_the_node(node: FakeNode, client: pilfer.Client) -> None:
     task_id = client.submit("true")
 
@@ -168,11 +185,13 @@ def test_watching_by_label_and_from_a_revision(node: FakeNode, client: pilfer.Cl
 
 @pytest.mark.parametrize("tells_revision", [True, False])
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("group_size", [0, 2])
 def test_a_watch_through_breaks_loses_and_repeats_nothing(
-    node: FakeNode, client: pilfer.Client, limit: int, tells_revision: bool
+    node: FakeNode, client: pilfer.Client, group_size: int, limit: int, tells_revision: bool
 ) -> None:
     """Also where a stream breaks between two events of one revision."""
     cluster = node.cluster
+    cluster.group_size = group_size
     cluster.tells_ready_revision = tells_revision
     with ExitStack() as stack:
         events = stack.enter_context(closing(client.watch(from_revision=1)))
