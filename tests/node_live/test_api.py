@@ -291,3 +291,33 @@ def test_a_watch_tells_the_revision_that_it_goes_on_from(stub: Stub) -> None:
         records_pb2.TASK_STATUS_QUEUED
     )
     again.cancel()
+
+
+def test_calls_that_watch_together_are_told_the_same(stub: Stub) -> None:
+    """In groups or one by one, of some ids or of all that has a label; through one watch of the node."""
+    labels = {"watched": uuid.uuid4().hex}
+    tasks = [tasks_pb2.NewTask(id=str(uuid.uuid4()), spec=spec(command="true", labels=labels)) for _ in range(100)]
+    wanted = [task.id for task in tasks]
+    calls = [
+        stub.Watch(tasks_pb2.WatchRequest(labels=labels, grouped=grouped), timeout=60) for grouped in (True, False)
+    ]
+    assert all(next(call).ready for call in calls)
+    stub.Submit(tasks_pb2.SubmitRequest(tasks=tasks), timeout=30)
+    for count in (3, 80):
+        some = tasks_pb2.WatchRequest(ids=wanted[:count], ended_only=True, grouped=True)
+        calls.append(stub.Watch(some, timeout=60))
+    told = []
+    for call, count in zip(calls, (100, 100, 3, 80), strict=True):
+        ends: dict[str, int] = {}
+        for message in call:
+            for response in message.group or (message,):
+                if response.task.status == records_pb2.TASK_STATUS_COMPLETE:
+                    assert response.task.id not in ends
+                    ends[response.task.id] = response.revision
+            if len(ends) == count:
+                break
+        call.cancel()
+        told.append(ends)
+    assert told[0] == told[1]
+    assert sorted(told[0]) == sorted(wanted)
+    assert all(ends.items() <= told[0].items() for ends in told[2:])
