@@ -128,7 +128,12 @@ class Bench:
             self._lab.clear()
         together = overlaps(self._lab.witness.look())
         lines = [
-            Line(f"{fault}: running elsewhere", "9 s p95" if "leader" in fault else "6 s p95", spread_of(taken), len(taken))
+            Line(
+                f"{fault}: running elsewhere",
+                "9 s p95" if "leader" in fault else "6 s p95",
+                spread_of(taken),
+                len(taken),
+            )
             for fault, taken in by_fault.items()
         ]
         return [*lines, Line("overlapping runs in all rounds so far", "0", str(len(together)), rounds)]

@@ -167,6 +167,7 @@ def test_everything_killed_at_once_comes_back_with_every_task(lab: Lab, note: No
     assert again < 40.0
 
 
+@LONG
 def test_rolling_restart_under_load(lab: Lab) -> None:
     ids = []
     for node in lab.nodes.values():
@@ -195,6 +196,7 @@ def test_the_leader_of_etcd_moves_under_load(lab: Lab) -> None:
     assert {(task.status, task.attempt) for task in tasks} == {("complete", 1)}
 
 
+@LONG
 def test_a_log_is_followed_across_the_death_of_a_node(lab: Lab) -> None:
     """The follower, at a node that never ran the task, sees the next attempt begin, and is told; what the dead host
     has is named, not passed over."""
