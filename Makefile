@@ -31,11 +31,16 @@ fix: setup ## Repair what can be repaired by a program: lint, format, stubs
 	$(BIN)/ruff format .
 	scripts/protos.sh
 
-test: setup-tests ## All tests that this machine can run (under 10 minutes); REQUIRE=etcd,isolation,witness forbids skips
-	$(PYTEST) -m "not long"
+# What runs in one process alone may run on all cores; what starts, freezes and kills processes has the machine to itself.
+ALONE := not etcd and not isolation and not node and not cluster and not witness
+test: setup-tests ## All tests that this machine can run (10 minutes); REQUIRE=etcd,isolation,witness forbids skips
+	failed=0; \
+	$(PYTEST) -q -n auto -m "($(ALONE)) and not long" || failed=1; \
+	$(PYTEST) -m "not ($(ALONE)) and not long" || failed=1; \
+	exit $$failed
 
-test-fast: setup ## Unit tests and the contract on the fake etcd (under 60 s)
-	$(PYTEST) -q -m "not etcd and not isolation and not node and not witness" tests/unit tests/contract
+test-fast: setup ## Unit tests and the contract on the fake etcd (a minute)
+	$(PYTEST) -q -n auto -m "$(ALONE)" tests/unit tests/contract
 
 test-etcd: setup-tests ## What needs etcd: the client, the store, the contract on the real one
 	$(PYTEST) tests/contract tests/etcd_live

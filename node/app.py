@@ -13,17 +13,17 @@ from etcd.binary import EtcdNotFound
 from etcd.errors import StoreError
 from etcd.server import EtcdNotReady
 from isolation.errors import HostLacks, SpawnerDied
+from node.api.server import AddressInUse
 from node.assembly import Assembly
-from node.authority import TrustError
-from node.cluster import WrongCluster
+from node.cluster.founding import WrongCluster
+from node.cluster.host_record import HostRefused
+from node.cluster.membership import MembershipError
 from node.config import Settings
 from node.datadir import DataDir, DataDirError
-from node.foothold import stand
-from node.host_record import HostRefused
-from node.membership import MembershipError
-from node.peer_answers import JoinRefused
-from node.place import Place
-from node.server import AddressInUse
+from node.joining.foothold import stand
+from node.joining.peer_answers import JoinRefused
+from node.joining.place import Place
+from node.trust.authority import TrustError
 
 log = logging.getLogger(__name__)
 

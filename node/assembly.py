@@ -1,8 +1,8 @@
 """Puts one node together and runs it: the only place where adapters meet.
 
-Order of a start: the foothold in a cluster (`node/foothold.py`); the spawner and this host's part in etcd, side by side
-(`node/engines.py`); the API, so that peers that come back can ask where the cluster is; etcd's quorum; the old lease is
-revoked, since its processes are gone by then; a session. A stop goes backwards, and each step has a limit.
+Order of a start: the foothold in a cluster (`node/joining/foothold.py`); the spawner and this host's part in etcd, side
+by side (`node/engines.py`); the API, so that peers that come back can ask where the cluster is; etcd's quorum; the old
+lease is revoked, since its processes are gone by then; a session. A stop goes backwards, and each step has a limit.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from etcd.identity import Identity
 from etcd.maintenance import Maintenance
 from etcd.port import Etcd
 from etcd.server import EtcdNotReady
-from node.admission import Admission
-from node.api_nodes import Condition
-from node.authority_fetch import fetch_authority
-from node.certificates import keep_certificates
-from node.cluster import Cluster, WrongCluster, found_cluster, read_when_ready
-from node.cluster_memory import Contacts
-from node.coming_back import find_contacts, seek, seek_when_lost
+from node.api.nodes import Condition
+from node.api.server import Listen, serving
+from node.api.services import Services
+from node.cluster.drains import Drains
+from node.cluster.duties import Duties
+from node.cluster.founding import Cluster, WrongCluster, found_cluster, read_when_ready
+from node.cluster.host_record import host_of
+from node.cluster.membership import MembershipError
+from node.cluster.removals import Removals
+from node.cluster.session import Session
+from node.cluster.voters_duty import VotersDuty
+from node.cluster.whereabouts import Whereabouts
 from node.config import Settings
 from node.core.model import Capacity, Node
 from node.core.retention import Limits
 from node.core.voters import takes_vote
 from node.datadir import DataDir, boot_id, machine_id
 from node.datadir import Incarnation as LastRun
-from node.drains import Drains
-from node.duties import Duties
 from node.engines import Engines, start_engines
-from node.foothold import Foothold, papers_of
-from node.host_record import host_of
 from node.incarnation import ExtraDuty, Surroundings
+from node.joining.cluster_memory import Contacts
+from node.joining.coming_back import find_contacts, seek, seek_when_lost
+from node.joining.foothold import Foothold, papers_of
+from node.joining.place import Place
 from node.lives import Lives
-from node.log_sweep import LogSweep
-from node.logs import LogStore
-from node.membership import MembershipError
 from node.peer_channels import PeerChannels
-from node.place import Place
-from node.removals import Removals
 from node.retention import Retention
-from node.runner import RunContext
-from node.server import Listen, serving
-from node.services import Services
-from node.session import Session
+from node.running.admission import Admission
+from node.running.log_sweep import LogSweep
+from node.running.logs import LogStore
+from node.running.runner import RunContext
 from node.store_duties import StoreDuties, remove_logs
-from node.voters_duty import VotersDuty
-from node.whereabouts import Whereabouts
+from node.trust.authority_fetch import fetch_authority
+from node.trust.certificates import keep_certificates
 from pilfer.version import VERSION
 
 log = logging.getLogger(__name__)

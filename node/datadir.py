@@ -8,7 +8,7 @@ node runs as, since the unix socket in it is the local administrator's door and 
     spawner.lock       the same of the spawner, which may outlive the node for a moment (isolation/succession.py)
     host_id            a UUID, made once: finds this host's logs again after a restart
     incarnation.json   the last run: what the next one has to make sure is gone
-    cluster.json       the cluster that this host belongs to, and where it is (node/cluster_memory.py)
+    cluster.json       the cluster that this host belongs to, and where it is (node/joining/cluster_memory.py)
     node.toml          settings (optional, the administrator's)
     node.sock          the API
     etcd/ pki/ logs/ scratch/

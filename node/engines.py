@@ -1,6 +1,6 @@
 """The child processes of a node, and its ways to them and to the other nodes: made and started here, in one place.
 
-The spawner first ends whatever an earlier run left; etcd is a member's or nobody's (`node/membership.py`).
+The spawner first ends whatever an earlier run left; etcd is a member's or nobody's (`node/cluster/membership.py`).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from etcd.server_flags import EtcdConfig
 from etcd.store import TaskStore
 from isolation.config import SpawnerConfig
 from isolation.spec import BindMount
+from node.cluster.membership import Membership, Role
 from node.config import Settings
 from node.config_values import DEFAULT_API_PORT
 from node.core.model import Capacity
 from node.datadir import DataDir
-from node.foothold import Foothold
+from node.joining.foothold import Foothold
+from node.joining.place import Place
 from node.load import host_capacity
-from node.membership import Membership, Role
 from node.peer_channels import PeerChannels
-from node.place import Place
-from node.supervised_spawner import SupervisedSpawner
-from node.trust import Trust
+from node.running.supervised_spawner import SupervisedSpawner
+from node.trust.material import Trust
 from pilfer.address import NODE_DNS_NAME
 
 log = logging.getLogger(__name__)

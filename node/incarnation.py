@@ -21,17 +21,17 @@ from typing import Any
 from etcd.identity import Identity
 from etcd.port import Etcd
 from etcd.store import TaskStore
-from node.claimer import Claimer
+from node.cluster.session import Session
+from node.cluster.sweeper import Sweeper
 from node.core.lifecycle import may_run_again
 from node.core.model import Capacity, Drain, Node, Task
 from node.core.requirements import Ledger
-from node.logs import LogStore
-from node.outcomes import StopWhy
-from node.own_keys import OwnKeys
-from node.runner import RunContext, Runner
-from node.session import Session
-from node.supervised_spawner import SupervisedSpawner
-from node.sweeper import Sweeper
+from node.running.claimer import Claimer
+from node.running.logs import LogStore
+from node.running.outcomes import StopWhy
+from node.running.own_keys import OwnKeys
+from node.running.runner import RunContext, Runner
+from node.running.supervised_spawner import SupervisedSpawner
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 
 from etcd.errors import StoreError
 from etcd.identity import Identity
+from node.cluster.session import Session
 from node.core.model import Drain
 from node.datadir import DataDirError
 from node.incarnation import Incarnation, Surroundings
-from node.session import Session
 
 log = logging.getLogger(__name__)
 

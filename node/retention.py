@@ -3,7 +3,7 @@
 Which ones is decided by `node/core/retention.py`. Here they are listed, oldest first, and deleted in guarded batches,
 one RPC at a time, so that the other writes of the node find room beside it: about 20,000 a second, where 1,000 a second
 finish. One node does it (duty "retention"). Doing it on several nodes at once, or again after an unknown outcome, is
-harmless: the guard compares the terminal key's create_revision. Logs elsewhere: `node/log_sweep.py`.
+harmless: the guard compares the terminal key's create_revision. Logs elsewhere: `node/running/log_sweep.py`.
 
 The database shrinks only with compaction (`etcd/maintenance.py`); freed pages are used again.
 """

@@ -1,6 +1,6 @@
 """What keeps the database small and the logs in step with it: compaction, retention, and the removal of logs whose
 tasks are forgotten. Every node runs all of it; which steps are one node's alone, each part asks by itself
-(`node/duties.py`)."""
+(`node/cluster/duties.py`)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import asyncio
 from collections.abc import Sequence
 
 from etcd.maintenance import Maintenance
-from node.log_sweep import LogSweep
-from node.logs import LogStore
 from node.retention import Retention
+from node.running.log_sweep import LogSweep
+from node.running.logs import LogStore
 
 #: Files removed before others get their turn.
 REMOVED_AT_ONCE = 50

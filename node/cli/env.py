@@ -66,7 +66,7 @@ def etcdctl_settings(settings: Settings) -> dict[str, str]:
 def _endpoints(data_dir: Path) -> tuple[str, ...]:
     """HOST:PORT each; none where no node was ever started. Raises PermissionError."""
     from etcd.ports import remembered
-    from node.cluster_memory import ClusterMemory, ClusterMemoryError
+    from node.joining.cluster_memory import ClusterMemory, ClusterMemoryError
 
     # A host that lost its vote keeps the ports, and has its data moved aside.
     ports = remembered(data_dir / "etcd" / "ports.json")

@@ -15,10 +15,10 @@ import pytest
 from etcd.client import EtcdClient
 from etcd.errors import StoreError
 from etcd.port import Compare, Delete, Put, Range, Relation, Target, Txn
+from node.cluster.host_record import HostInUse
+from node.cluster.session import NodeHung, Session, boottime
 from node.core.fence import MARGIN_S
 from node.core.model import Capacity, Host
-from node.host_record import HostInUse
-from node.session import NodeHung, Session, boottime
 from tests.support.etcd_process import EtcdProcess
 from tests.support.tasks import HOST, NOW
 from tests.support.tcp_proxy import TcpProxy
@@ -279,7 +279,7 @@ async def test_a_node_that_hangs_for_good_loses_its_lease(
     etcd_process: EtcdProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The session has a thread of its own; it must not speak for a loop that never comes back."""
-    monkeypatch.setattr("node.session.HUNG_AFTER_S", 2)
+    monkeypatch.setattr("node.cluster.session.HUNG_AFTER_S", 2)
     deadlines = Deadlines()
     session = make_session(etcd_process.client, deadlines, ttl_s=3)
     await session.open(10)

@@ -14,7 +14,7 @@ import pytest_asyncio
 from etcd.client import EtcdClient
 from etcd.errors import StoreError
 from etcd.port import MemberStatus, Range
-from node.session import boottime
+from node.cluster.session import boottime
 from tests.etcd_live.test_session import Deadlines, key, make_session
 from tests.support.etcd_process import EtcdProcess, etcd_binary
 from tests.support.wait import wait_until

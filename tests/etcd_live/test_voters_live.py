@@ -24,10 +24,10 @@ from etcd.identity import Identity
 from etcd.port import Delete, Op, Put, Range, Txn
 from etcd.server import EtcdServer, plan_ports
 from etcd.server_flags import EtcdConfig
+from node.cluster.membership import Membership, Role
+from node.cluster.voters_duty import VotersDuty
 from node.core.model import Capacity, Drain, Node
 from node.core.voters import Limits
-from node.membership import Membership, Role
-from node.voters_duty import VotersDuty
 from tests.support.certificates import make_tls
 from tests.support.etcd_process import etcd_binary
 from tests.support.wait import wait_until

@@ -15,7 +15,7 @@ from isolation.client import SpawnerConfig
 from isolation.errors import SpawnerDied
 from isolation.spec import Limits, SandboxSpec
 from node.core.silence import TURN_S, TURNS
-from node.supervised_spawner import SupervisedSpawner
+from node.running.supervised_spawner import SupervisedSpawner
 from tests.isolation_live.conftest import PATH
 from tests.isolation_live.test_death import is_alive
 from tests.isolation_live.test_fencing import boottime, is_frozen

@@ -10,9 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from node.authority import ROLE_NODE, sign_request
-from node.join_token import decode
-from node.trust import load_authority, make_request
+from node.trust.authority import ROLE_NODE, sign_request
+from node.trust.join_token import decode
+from node.trust.material import load_authority, make_request
 from pilfer import Client
 from pilfer.address import NODE_DNS_NAME
 from pilfer.v1 import tasks_pb2, tasks_pb2_grpc

@@ -19,16 +19,16 @@ from google.rpc import status_pb2
 from etcd import cluster_codec, codec, keys
 from etcd.port import Delete, Put, Range, Txn
 from etcd.store import TaskStore
-from node.admission import Admission
-from node.api import TaskCalls
-from node.api_drain import DrainCalls
-from node.api_nodes import Condition, NodeCalls, OwnView
-from node.api_why import WhyCall
+from node.api.drain import DrainCalls
+from node.api.node_views import NodeViews
+from node.api.nodes import Condition, NodeCalls, OwnView
+from node.api.server import node_service
+from node.api.tasks import TaskCalls
+from node.api.why import WhyCall
+from node.cluster.drains import Drains
 from node.core.model import Capacity, Host, Node
-from node.drains import Drains
-from node.node_views import NodeViews
 from node.peer_channels import PeerChannels
-from node.server import node_service
+from node.running.admission import Admission
 from pilfer.v1 import nodes_pb2, nodes_pb2_grpc
 from tests.support.fake_etcd import LOST_BEFORE, FakeEtcd, Fault
 from tests.support.fake_store import FakeStore

@@ -19,13 +19,13 @@ from etcd.port import Put, Txn
 from etcd.store import TaskStore
 from isolation.errors import SpawnerDied
 from isolation.spec import Ended, HostReport, SandboxSpec, Started
-from node.admission import Admission
+from node.cluster.session import Session
 from node.core.model import Capacity, Node
 from node.incarnation import Incarnation, Surroundings
-from node.logs import LogStore
-from node.runner import RunContext
-from node.session import Session
-from node.supervised_spawner import SupervisedSpawner
+from node.running.admission import Admission
+from node.running.logs import LogStore
+from node.running.runner import RunContext
+from node.running.supervised_spawner import SupervisedSpawner
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.tasks import HOST, NODE_A, NOW, open_store
 
@@ -140,7 +140,7 @@ class Shell:
 def use_the_loops_clock(patch: pytest.MonkeyPatch) -> None:
     """The shell's monotonic clock is the running loop's, which may be virtual."""
     clock = SimpleNamespace(time=time.time, monotonic=lambda: asyncio.get_running_loop().time())
-    for module in ("claimer", "runner", "sweeper"):
+    for module in ("running.claimer", "running.runner", "cluster.sweeper"):
         patch.setattr(f"node.{module}.time", clock)
 
 

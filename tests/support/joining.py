@@ -21,20 +21,20 @@ from cryptography import x509
 
 from etcd import cluster_codec, codec, keys
 from etcd.port import Put, Txn
-from node.api_join import JoinCalls
-from node.authority import LEAF_LIFE_S, ROLE_JOIN, new_key, request_of
-from node.cluster_memory import ClusterMemory, Contacts
+from node.api.join import JoinCalls
+from node.api.server import Listen, node_service, serving
 from node.core.model import Capacity, JoinToken, Node, Removal
 from node.core.newcomer import Newcomer
-from node.join_token import encode, join_secret
-from node.joining import is_member, join
-from node.peer_answers import JoinRefused
+from node.joining.cluster_memory import ClusterMemory, Contacts
+from node.joining.join import is_member, join
+from node.joining.peer_answers import JoinRefused
+from node.joining.rounds import Pace
 from node.peer_channels import PeerChannels
-from node.rounds import Pace
-from node.server import Listen, node_service, serving
-from node.signer import Signer
-from node.tokens import Tokens
-from node.trust import Trust, ensure_trust
+from node.trust.authority import LEAF_LIFE_S, ROLE_JOIN, new_key, request_of
+from node.trust.join_token import encode, join_secret
+from node.trust.material import Trust, ensure_trust
+from node.trust.signer import Signer
+from node.trust.tokens import Tokens
 from pilfer.v1 import tasks_pb2, tasks_pb2_grpc
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.fake_store import FakeStore

@@ -13,13 +13,13 @@ from typing import Any, cast
 import grpc
 
 import pilfer
-from node.api_trust import TrustCalls
-from node.authority import LEAF_LIFE_S, ROLE_NODE
+from node.api.server import Listen, node_service, serving
+from node.api.trust import TrustCalls
 from node.peer_channels import PeerChannels
-from node.server import Listen, node_service, serving
-from node.signer import Signer
-from node.tokens import Tokens
-from node.trust import Trust, ensure_trust, install, make_request
+from node.trust.authority import LEAF_LIFE_S, ROLE_NODE
+from node.trust.material import Trust, ensure_trust, install, make_request
+from node.trust.signer import Signer
+from node.trust.tokens import Tokens
 from pilfer.v1 import tasks_pb2_grpc
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.fake_store import FakeStore

@@ -24,9 +24,9 @@ from etcd.identity import Identity
 from etcd.port import Delete, Member, Put, Range, Txn
 from etcd.ports import Ports
 from etcd.server_flags import EtcdConfig
+from node.cluster.membership import Membership, Role
+from node.cluster.voters_duty import VotersDuty
 from node.core.model import Capacity, Node
-from node.membership import Membership, Role
-from node.voters_duty import VotersDuty
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.fake_membership import MEMBER_ID
 from tests.support.fake_store import FakeStore
@@ -36,7 +36,7 @@ TTL_S = 5.0
 
 
 class FakeServer:
-    """A member's process, as `node.membership.MemberServer`."""
+    """A member's process, as `node.cluster.membership.MemberServer`."""
 
     def __init__(self, world: World, place: int, config: EtcdConfig, on_event: Callable[[], None]) -> None:
         self._world = world

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from node import alone
-from node.alone import wait_alone
-from node.cluster_memory import ClusterMemory, Contacts
 from node.core.newcomer import Why
-from node.foothold import papers_of
-from node.peer_answers import JoinRefused
-from node.trust import ensure_trust
+from node.joining import alone
+from node.joining.alone import wait_alone
+from node.joining.cluster_memory import ClusterMemory, Contacts
+from node.joining.foothold import papers_of
+from node.joining.peer_answers import JoinRefused
+from node.trust.material import ensure_trust
 from tests.support.joining import DOWN, Cluster, Host
 
 OWN = "10.9.9.99:7400"

@@ -12,8 +12,8 @@ from google.rpc import error_details_pb2
 
 from etcd import cluster_codec, codec, keys
 from etcd.port import Member, Put, Txn
-from node.admission import Admission
 from node.core.model import Capacity, Requirements, TaskSpec
+from node.running.admission import Admission
 from pilfer.v1 import nodes_pb2
 from tests.support.api_node import (
     GIB,

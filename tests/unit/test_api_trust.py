@@ -17,12 +17,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 import pilfer
-from node.api_trust import INVITATION_TTL_S
-from node.authority import NotSignable, new_key, request_of, subject_of
-from node.certificates import renew
-from node.join_token import decode
-from node.signer import NobodySigns
-from node.trust import Trust, install_authority_key, load_authority
+from node.api.trust import INVITATION_TTL_S
+from node.trust.authority import NotSignable, new_key, request_of, subject_of
+from node.trust.certificates import renew
+from node.trust.join_token import decode
+from node.trust.material import Trust, install_authority_key, load_authority
+from node.trust.signer import NobodySigns
 from pilfer.address import CERTIFICATE_FILES, NODE_DNS_NAME
 from pilfer.v1 import nodes_pb2, nodes_pb2_grpc
 from tests.support.trusted_nodes import CLUSTER, JOINED, LISTEN_ON, REMOVED, VOTER, Lab

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 
 from etcd import codec, keys
 from etcd.port import KeyRange, Put, Txn, TxnResult, WatchBatch
-from node.api_watch import WatchCall
+from node.api.watch import WatchCall
 from node.core import lifecycle
 from node.core.model import TaskSpec
 from pilfer.v1 import records_pb2, tasks_pb2

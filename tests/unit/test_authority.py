@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from node.authority import (
+from node.trust.authority import (
     CA_LIFE_S,
     LEAF_LIFE_S,
     ROLES,

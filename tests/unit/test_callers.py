@@ -14,11 +14,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from node.authority import LEAF_LIFE_S, key_pem, new_key, request_of, sign_request
-from node.callers import ANONYMOUS, LOCAL, MAY_CALL, Caller, caller_of, origin_of, refusal
+from node.api.callers import ANONYMOUS, LOCAL, MAY_CALL, Caller, caller_of, origin_of, refusal
+from node.api.server import Listen, node_service, serving
 from node.peer_channels import forwarding
-from node.server import Listen, node_service, serving
-from node.trust import Trust, admin_of, ensure_trust, load_authority
+from node.trust.authority import LEAF_LIFE_S, key_pem, new_key, request_of, sign_request
+from node.trust.material import Trust, admin_of, ensure_trust, load_authority
 from pilfer.address import NODE_DNS_NAME
 from pilfer.v1 import nodes_pb2, nodes_pb2_grpc, tasks_pb2, tasks_pb2_grpc
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from node.authority import ROLE_NODE, sign_request
-from node.certificates import keep_certificates, renew
-from node.signer import NobodySigns, Signer
-from node.trust import Trust, due_leaves, ensure_trust, install, load_authority, make_request
+from node.trust.authority import ROLE_NODE, sign_request
+from node.trust.certificates import keep_certificates, renew
+from node.trust.material import Trust, due_leaves, ensure_trust, install, load_authority, make_request
+from node.trust.signer import NobodySigns, Signer
 from tests.support.virtual_time import virtual_time
 
 NOW = 1_800_000_000.0

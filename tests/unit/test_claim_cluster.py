@@ -23,8 +23,8 @@ from node.core.model import Capacity, Requirements
 from node.core.peers import Peers, Place
 from node.core.queue_view import QueueView
 from node.core.requirements import Ledger, Reservation, reservation
-from node.rates import Turnover
-from node.runner import WAIT_MAX_S
+from node.running.rates import Turnover
+from node.running.runner import WAIT_MAX_S
 
 GIB = 1 << 30
 #: From sending to applied, from applied to the answer and to the events; the real ones are 1 to 4 ms.

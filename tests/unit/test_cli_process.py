@@ -19,8 +19,8 @@ import click
 import pytest
 
 from node.cli.group import VERBS, root
-from node.cluster_memory import ClusterMemory, Contacts
 from node.config import load_settings
+from node.joining.cluster_memory import ClusterMemory, Contacts
 from pilfer.v1 import records_pb2, tasks_pb2
 from pilfer.version import VERSION
 from tests.support.fake_service import FakeCluster, FakeNode

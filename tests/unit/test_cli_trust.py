@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from node.authority import key_pem, new_key, request_of, sign_request, subject_of
 from node.cli import connection, failures
-from node.join_token import decode
-from node.trust import load_authority
+from node.trust.authority import key_pem, new_key, request_of, sign_request, subject_of
+from node.trust.join_token import decode
+from node.trust.material import load_authority
 from pilfer.address import CERTIFICATE_FILES
 from tests.support.trusted_nodes import Lab
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from node.cluster import found_cluster, read_cluster, read_when_ready
+from node.cluster.founding import found_cluster, read_cluster, read_when_ready
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, FakeEtcd, Fault
 from tests.support.fake_store import FakeStore
 from tests.support.virtual_time import virtual_time

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from node import cluster_memory
-from node.cluster_memory import ClusterMemory, ClusterMemoryError, Contacts
 from node.datadir import DataDir
+from node.joining import cluster_memory
+from node.joining.cluster_memory import ClusterMemory, ClusterMemoryError, Contacts
 
 CLUSTER_ID = "0190f3c0-0000-7000-8000-000000000001"
 CONTACTS = Contacts(("10.0.0.1:7401", "10.0.0.2:7401"), ("10.0.0.1:7400", "10.0.0.2:7400"))

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from node import coming_back
-from node.cluster_memory import ClusterMemory, Contacts
-from node.coming_back import find_contacts, merged
 from node.core.newcomer import Why
-from node.handshake import Papers
-from node.peer_answers import JoinRefused
+from node.joining import coming_back
+from node.joining.cluster_memory import ClusterMemory, Contacts
+from node.joining.coming_back import find_contacts, merged
+from node.joining.handshake import Papers
+from node.joining.peer_answers import JoinRefused
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.joining import DOWN, PACE, Cluster, Host
 from tests.support.virtual_time import virtual_time

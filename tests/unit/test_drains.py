@@ -11,8 +11,8 @@ import pytest
 
 from etcd import cluster_codec, keys
 from etcd.port import Delete, Put, Txn
+from node.cluster.drains import Drains
 from node.core.model import Drain
-from node.drains import Drains
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.virtual_time import virtual_time
 from tests.support.wait import wait_until
@@ -97,7 +97,7 @@ async def test_nothing_is_known_until_etcd_has_answered() -> None:
 
 @virtual_time
 async def test_what_changed_during_an_outage_and_a_compaction(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="node.drains")
+    caplog.set_level(logging.INFO, logger="node.cluster.drains")
     async with FakeEtcd() as etcd, FakeEtcd(etcd.store) as own:
         await drain(etcd, A)
         await drain(etcd, C)

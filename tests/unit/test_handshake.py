@@ -13,9 +13,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from node.authority import ROLE_CLIENT, key_pem, new_key, request_of
-from node.handshake import Finding, Papers, examine
-from node.trust import Trust
+from node.joining.handshake import Finding, Papers, examine
+from node.trust.authority import ROLE_CLIENT, key_pem, new_key, request_of
+from node.trust.material import Trust
 from tests.support.joining import Cluster
 
 Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -47,9 +47,9 @@ WIRED_IN_ASSEMBLY: dict[str, set[str]] = {
     "etcd.server": set(),
     "etcd.binary": set(),
     "isolation.client": {
-        "node.supervised_spawner",  # an adapter itself: starts the spawner again when it dies
-        "node.runner",  # the type of what it launches
-        "node.run",  # the type of the sandbox that it holds
+        "node.running.supervised_spawner",  # an adapter itself: starts the spawner again when it dies
+        "node.running.runner",  # the type of what it launches
+        "node.running.run",  # the type of the sandbox that it holds
     },
 }
 

@@ -15,17 +15,17 @@ from google.rpc import error_details_pb2, status_pb2
 
 from etcd import keys
 from etcd.port import Delete, Put, Txn
-from node import joining
-from node.api_join import is_from_elsewhere
-from node.authority import TrustError
+from node.api.join import is_from_elsewhere
 from node.core.newcomer import Why
-from node.handshake import Papers
-from node.join_token import decode
-from node.joining import is_member
-from node.peer_answers import JoinRefused, Refused, ask
+from node.joining import join as joining
+from node.joining.handshake import Papers
+from node.joining.join import is_member
+from node.joining.peer_answers import JoinRefused, Refused, ask
+from node.joining.place import first_address
 from node.peer_channels import PeerChannels
-from node.place import first_address
-from node.tokens import Tokens
+from node.trust.authority import TrustError
+from node.trust.join_token import decode
+from node.trust.tokens import Tokens
 from pilfer.v1 import nodes_pb2
 from pilfer.version import PROTOCOL
 from tests.support.fake_etcd import FakeEtcd

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.authority import found_authority, new_key, request_of, sign_request, subject_of
-from node.join_token import PREFIX, TEXT_MAX, BadJoinToken, JoinSecret, decode, encode, join_secret
+from node.trust.authority import found_authority, new_key, request_of, sign_request, subject_of
+from node.trust.join_token import PREFIX, TEXT_MAX, BadJoinToken, JoinSecret, decode, encode, join_secret
 
 NOW = 1_800_000_000.0
 TOKEN_ID = "11111111-1111-4111-8111-111111111111"

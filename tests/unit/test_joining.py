@@ -15,13 +15,13 @@ from cryptography import x509
 
 from etcd import keys
 from etcd.port import Delete, Txn
-from node.api_join import JoinCalls
-from node.authority import ROLE_NODE, covers, is_issued_by, subject_of
-from node.cluster_memory import ClusterMemory, Contacts
+from node.api.join import JoinCalls
 from node.core.newcomer import Why
-from node.joining import is_member
-from node.peer_answers import JoinRefused
-from node.trust import ensure_trust
+from node.joining.cluster_memory import ClusterMemory, Contacts
+from node.joining.join import is_member
+from node.joining.peer_answers import JoinRefused
+from node.trust.authority import ROLE_NODE, covers, is_issued_by, subject_of
+from node.trust.material import ensure_trust
 from pilfer.v1 import nodes_pb2
 from tests.support.fake_etcd import LOST_BEFORE, FakeEtcd
 from tests.support.joining import DOWN, ETCD_ENDPOINTS, Cluster, Host, living_node

@@ -15,10 +15,10 @@ from etcd import cluster_codec, keys
 from etcd.errors import StoreError
 from etcd.identity import Identity
 from etcd.port import Delete, Put, Range, Txn
+from node.cluster.host_record import HostInUse, NodeRemoved
+from node.cluster.lease_keeper import LeaseKeeper
 from node.core.fence import MARGIN_S
 from node.core.model import Capacity, Host, Removal
-from node.host_record import HostInUse, NodeRemoved
-from node.lease_keeper import LeaseKeeper
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, FakeEtcd, Fault, applied_later
 from tests.support.fake_store import FakeStore
 from tests.support.tasks import HOST, NODE_A, NOW

@@ -6,10 +6,10 @@ import asyncio
 from typing import cast
 
 from etcd.identity import Identity
+from node.cluster.session import Session as RealSession
 from node.datadir import DataDirError
 from node.incarnation import Surroundings
 from node.lives import Lives
-from node.session import Session as RealSession
 from tests.support.virtual_time import virtual_time
 
 

@@ -15,16 +15,16 @@ import pytest_asyncio
 
 from etcd import codec, keys
 from etcd.port import Put, Range, Txn
-from node.admission import Admission
-from node.api import TaskCalls
-from node.api_log import LogCall
-from node.api_watch import WatchCall
+from node.api.log import LogCall
+from node.api.log_forward import RemoteLogs
+from node.api.server import task_service
+from node.api.tasks import TaskCalls
+from node.api.watch import WatchCall
 from node.core import lifecycle
 from node.core.model import Node, Outcome, Reason, Task
-from node.log_forward import RemoteLogs
-from node.logs import LogStore
 from node.peer_channels import FORWARDED, PeerChannels
-from node.server import task_service
+from node.running.admission import Admission
+from node.running.logs import LogStore
 from pilfer.v1 import tasks_pb2, tasks_pb2_grpc
 from tests.support.api_node import come, go, node_record
 from tests.support.fake_etcd import LOST_BEFORE, FakeEtcd, Fault

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from node.logs import SPARES_MAX, LogStore
+from node.running.logs import SPARES_MAX, LogStore
 from tests.support.wait import wait_until
 
 TASK = "01930000-0000-7000-8000-0000000000ab"

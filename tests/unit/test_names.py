@@ -12,7 +12,7 @@ from etcd.cluster_codec import decode_name_claim, encode_name_claim
 from etcd.errors import OutcomeUnknown, RecordCorrupt
 from etcd.port import Put, Txn
 from node.core.newcomer import NAME_CLAIM_S, NameClaim, Newcomer
-from node.names import claim_name
+from node.joining.names import claim_name
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, FakeEtcd, Fault, applied_later
 from tests.support.fake_store import FakeStore
 from tests.support.virtual_time import virtual_time

@@ -9,7 +9,7 @@ import pytest
 
 from isolation.spec import Ended, SetupFailed
 from node.core.model import Reason
-from node.outcomes import StopWhy, Verdict, of_end, of_setup_failure
+from node.running.outcomes import StopWhy, Verdict, of_end, of_setup_failure
 
 
 def ended(**changes: Any) -> Ended:

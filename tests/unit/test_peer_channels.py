@@ -14,16 +14,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.authority import (
-    ROLE_CLIENT,
-    ROLE_NODE,
-    Authority,
-    found_authority,
-    key_pem,
-    new_key,
-    request_of,
-    sign_request,
-)
 from node.peer_channels import (
     CHANNEL_LIFE_S,
     FORWARDED,
@@ -32,6 +22,16 @@ from node.peer_channels import (
     PeerChannels,
     forwarding,
     parse_on_behalf_of,
+)
+from node.trust.authority import (
+    ROLE_CLIENT,
+    ROLE_NODE,
+    Authority,
+    found_authority,
+    key_pem,
+    new_key,
+    request_of,
+    sign_request,
 )
 from pilfer.v1 import nodes_pb2, nodes_pb2_grpc, tasks_pb2, tasks_pb2_grpc
 from tests.support.certificates import make_tls

@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 
 from node.config_values import Listen
-from node.place import Place, advertised_host, first_address, is_wildcard, source_address
+from node.joining.place import Place, advertised_host, first_address, is_wildcard, source_address
 
 HERE = Listen("127.0.0.1", 7400)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from node.core.requirements import Reservation
-from node.rates import Rate, Smoothed, Turnover
+from node.running.rates import Rate, Smoothed, Turnover
 
 ONE = Reservation(1000, 10)
 

@@ -12,9 +12,9 @@ import pytest
 
 from etcd import keys
 from etcd.port import Delete, Put, Txn
-from node import shared_watch
-from node.api_watch import WatchCall
-from node.shared_watch import LINGER_S, REST_S, SharedWatch
+from node.api import shared_watch
+from node.api.shared_watch import LINGER_S, REST_S, SharedWatch
+from node.api.watch import WatchCall
 from pilfer.v1 import records_pb2, tasks_pb2
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.virtual_time import virtual_time

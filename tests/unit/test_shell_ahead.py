@@ -13,7 +13,7 @@ import pytest
 from etcd import keys
 from etcd.port import Delete, Put, Range, Txn
 from node.core.model import Reason, Status, TaskSpec
-from node.runner import WAIT_MAX_S
+from node.running.runner import WAIT_MAX_S
 from tests.support.fake_etcd import Fault
 from tests.support.fake_spawner import Shell, living, open_shell, use_the_loops_clock
 from tests.support.tasks import NODE_A, NOW, TIMEOUT_S, new_task, read_one

@@ -18,12 +18,12 @@ from isolation.client import Spawner
 from isolation.config import SpawnerConfig
 from isolation.errors import SandboxFailed, SpawnerDied
 from isolation.spec import HostReport, Limits, SandboxSpec
+from node.cluster.session import Session
+from node.cluster.sweeper import Sweeper
 from node.core.model import Status, TaskSpec
 from node.datadir import DataDirError
 from node.lives import Lives
-from node.session import Session
-from node.supervised_spawner import SupervisedSpawner
-from node.sweeper import Sweeper
+from node.running.supervised_spawner import SupervisedSpawner
 from tests.support.fake_etcd import Fault
 from tests.support.fake_spawner import FakeSession, living, open_shell, use_the_loops_clock
 from tests.support.tasks import NODE_A, queued, read_one

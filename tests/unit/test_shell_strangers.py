@@ -13,13 +13,13 @@ import pytest
 from etcd import codec, keys
 from etcd.batcher import Batcher
 from etcd.port import Delete, Put, Range, Txn
-from node.api_watch import WatchCall
+from node.api.log_record import RecordFollower
+from node.api.watch import WatchCall
+from node.cluster.sweeper import Sweeper
 from node.core.model import Status
 from node.core.retention import Limits
-from node.log_record import RecordFollower
-from node.own_keys import OwnKeys
 from node.retention import Retention
-from node.sweeper import Sweeper
+from node.running.own_keys import OwnKeys
 from pilfer.v1 import tasks_pb2
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.fake_spawner import living, open_shell, use_the_loops_clock

@@ -17,11 +17,11 @@ from etcd.errors import NoSpace, StoreError
 from etcd.identity import Identity
 from etcd.maintenance import COMPACTION, DEFRAGMENT, HEAL_EVERY_S, Maintenance, is_turn_to_heal
 from etcd.port import Alarm, Etcd, Put, Range, Txn
+from node.cluster.duties import Duties
 from node.core.retention import Limits
-from node.duties import Duties
-from node.log_sweep import MIN_AGE_S, SHARDS, LogSweep
-from node.logs import STREAMS, LogStore
 from node.retention import LOOK_EVERY_S, Retention
+from node.running.log_sweep import MIN_AGE_S, SHARDS, LogSweep
+from node.running.logs import STREAMS, LogStore
 from tests.support.fake_etcd import LOST_BEFORE, FakeEtcd
 from tests.support.fake_store import FakeStore
 from tests.support.tasks import NODE_A, NODE_B, join, leave, open_store, queued

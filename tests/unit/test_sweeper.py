@@ -14,10 +14,10 @@ from etcd import cluster_codec, codec, keys
 from etcd.identity import Identity
 from etcd.port import Put, Range, Txn
 from etcd.store import TaskStore
+from node.cluster.host_record import host_of
+from node.cluster.sweeper import TICK_S, Sweeper
 from node.core.model import Capacity, Host, Node, Status
 from node.core.sweep import DEFAULT_DELAY_S, sweep_order
-from node.host_record import host_of
-from node.sweeper import TICK_S, Sweeper
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, FakeEtcd, Fault
 from tests.support.fake_spawner import use_the_loops_clock
 from tests.support.fake_store import FakeStore
@@ -107,7 +107,7 @@ async def cluster_of(numbers: Iterable[int]) -> AsyncIterator[Cluster]:
 
 def set_wall_clock(patch: pytest.MonkeyPatch, now_s: float) -> None:
     clock = SimpleNamespace(time=lambda: now_s, monotonic=now)
-    patch.setattr("node.sweeper.time", clock)
+    patch.setattr("node.cluster.sweeper.time", clock)
 
 
 def now() -> float:

@@ -10,7 +10,7 @@ from etcd import cluster_codec, keys
 from etcd.errors import OutcomeUnknown
 from etcd.port import Put, Range, Txn
 from node.core.model import JoinToken
-from node.tokens import (
+from node.trust.tokens import (
     KEEP_EXPIRED_S,
     TokenExpired,
     TokenRefused,

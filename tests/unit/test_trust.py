@@ -14,8 +14,8 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from node.authority import CA_LIFE_S, LEAF_LIFE_S, TrustError, is_renewal_due
-from node.trust import Trust, due_leaves, ensure_trust, has_joined, names_of_this_host
+from node.trust.authority import CA_LIFE_S, LEAF_LIFE_S, TrustError, is_renewal_due
+from node.trust.material import Trust, due_leaves, ensure_trust, has_joined, names_of_this_host
 from pilfer.address import NODE_DNS_NAME
 
 DAY_S = 86_400.0

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from node.authority import LEAF_LIFE_S, ROLE_CLIENT, ROLE_NODE, TrustError, sign_request, subject_of
-from node.trust import (
+from node.trust.authority import LEAF_LIFE_S, ROLE_CLIENT, ROLE_NODE, TrustError, sign_request, subject_of
+from node.trust.material import (
     JoinNeeded,
     Trust,
     due_leaves,

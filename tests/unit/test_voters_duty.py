@@ -11,9 +11,9 @@ import pytest
 
 from etcd import cluster_codec, keys
 from etcd.port import Put
+from node.cluster.membership import MISSING_S, PATIENCE_S, MembershipError, Role
 from node.core.model import Drain, Removal
 from node.core.voters import CHANGE_PAUSE_S, GRACE_S
-from node.membership import MISSING_S, PATIENCE_S, MembershipError, Role
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, Fault, applied_later
 from tests.support.virtual_time import run_virtual, virtual_time
 from tests.support.voting import FakeServer, Host, World
