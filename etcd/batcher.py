@@ -24,6 +24,7 @@ This knows no tasks but by their id, and no keys.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,9 +39,13 @@ from etcd.transitions import Transition
 
 #: Bytes that an operation costs beside its key and value, generously.
 _OPERATION_BYTES = 32
-#: So many tries are given up sooner than the rest: one may be refused at once by a dead member, the next be lost
-#: with the leader.
-QUICK_TRIES = 3
+#: So many tries are given up sooner than the rest: together they outlast an election, and until that is over a member
+#: passes on to the dead leader what it is sent.
+QUICK_TRIES = 4
+#: They have at least so many times what the slowest RPC of late took, so that a busy etcd is not sent everything twice.
+_QUICK_ROUND_TRIPS = 4
+#: What is kept of the slowest at each faster one.
+_ROUND_TRIP_DECAY = 0.95
 #: Of one call of apply_many, queued or in flight: four batches.
 _MANY_WINDOW = 400
 
@@ -87,18 +92,20 @@ class Batcher:
         in_flight: int = 4,
         max_waiting: int = 10_000,
         rpc_timeout_s: float = 3.0,
-        first_timeout_s: float = 1.0,
+        first_timeout_s: float = 0.5,
         linger_s: float = 0.002,
         pace_s: float = 0.015,
         random: Random | None = None,
     ) -> None:
         """max_items, max_bytes: of one RPC. in_flight: RPCs at a time. max_waiting: items queued before callers wait.
         rpc_timeout_s: after which an RPC's outcome is unknown. first_timeout_s: the same of the first tries: what a
-        leader took along when it died is never answered, and the next one is there after a second. linger_s: wait for
+        leader took along when it died is never answered, and the next one is there within two. linger_s: wait for
         company beside RPCs in flight. pace_s: from one RPC to the next under load, where nobody is in a hurry."""
         self._etcd = etcd
         self._rpc_timeout_s = rpc_timeout_s
         self._first_timeout_s = min(first_timeout_s, rpc_timeout_s)
+        #: Of the slowest RPC of late that was answered.
+        self._round_trip_s = 0.0
         self._limits = Limits(max_items, max_bytes, in_flight, max_waiting, linger_s, pace_s)
         self._random = random or Random()  # noqa: S311  (jitter is no secret)
         self._lanes: tuple[_Transitions, _Reads] | None = None
@@ -197,7 +204,15 @@ class Batcher:
         return self._lanes
 
     def _timeout_s(self, tries: int) -> float:
-        return self._first_timeout_s if tries < QUICK_TRIES else self._rpc_timeout_s
+        if tries >= QUICK_TRIES:
+            return self._rpc_timeout_s
+        return min(self._rpc_timeout_s, max(self._first_timeout_s, _QUICK_ROUND_TRIPS * self._round_trip_s))
+
+    async def _txn(self, txn: Txn, timeout_s: float) -> TxnResult:
+        started = time.monotonic()
+        result = await self._etcd.txn(txn, timeout_s=timeout_s)
+        self._round_trip_s = max(time.monotonic() - started, _ROUND_TRIP_DECAY * self._round_trip_s)
+        return result
 
     async def _send_transitions(self, items: Sequence[Item[Transition, Applied | Lost]], tries: int) -> None:
         try:
@@ -234,10 +249,10 @@ class Batcher:
     async def _send_together(self, items: Sequence[Item[Transition, Applied | Lost]], timeout_s: float) -> None:
         nested = tuple([Txn(i.payload.compares, i.payload.writes, i.payload.reads) for i in items])
         if len(nested) == 1:
-            result = await self._etcd.txn(nested[0], timeout_s=timeout_s)
+            result = await self._txn(nested[0], timeout_s)
             results: tuple[object, ...] = (result,)
         else:
-            result = await self._etcd.txn(Txn(success=nested), timeout_s=timeout_s)
+            result = await self._txn(Txn(success=nested), timeout_s)
             results = result.results
         applied = Applied(result.revision)
         for item, one in zip(items, results, strict=True):
@@ -253,7 +268,7 @@ class Batcher:
 
     async def _send_reads(self, items: Sequence[Item[tuple[Range, ...], tuple[RangeResult, ...]]], tries: int) -> None:
         flat = tuple([one for item in items for one in item.payload])
-        result = await self._etcd.txn(Txn(success=flat), timeout_s=self._timeout_s(tries))
+        result = await self._txn(Txn(success=flat), self._timeout_s(tries))
         answers = [r for r in result.results if isinstance(r, RangeResult)]
         start = 0
         for item in items:

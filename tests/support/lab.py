@@ -390,7 +390,13 @@ class Lab:
         for node in dead:
             node.wait_serving()
         self.wait_ready(timeout_s=timeout_s)
-        self.get_leader()
+        wait_until_sync(self._is_etcd_whole, timeout_s, what="every voter's etcd answers", every_s=0.1)
+
+    def _is_etcd_whole(self) -> bool:
+        """A supervised etcd that died again and again is started again after a while only."""
+        if self.find_leader() is None:
+            return False
+        return self.voting_hosts() <= {node.host_id for node in self.voters()}
 
     def end(self) -> None:
         """Stops every node; nothing of them is left."""
