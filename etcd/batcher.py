@@ -24,7 +24,6 @@ This knows no tasks but by their id, and no keys.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -209,9 +208,9 @@ class Batcher:
         return min(self._rpc_timeout_s, max(self._first_timeout_s, _QUICK_ROUND_TRIPS * self._round_trip_s))
 
     async def _txn(self, txn: Txn, timeout_s: float) -> TxnResult:
-        started = time.monotonic()
+        started = asyncio.get_running_loop().time()
         result = await self._etcd.txn(txn, timeout_s=timeout_s)
-        self._round_trip_s = max(time.monotonic() - started, _ROUND_TRIP_DECAY * self._round_trip_s)
+        self._round_trip_s = max(asyncio.get_running_loop().time() - started, _ROUND_TRIP_DECAY * self._round_trip_s)
         return result
 
     async def _send_transitions(self, items: Sequence[Item[Transition, Applied | Lost]], tries: int) -> None:

@@ -22,6 +22,7 @@ from node.core.model import TaskSpec
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, FakeEtcd, Fault
 from tests.support.fake_store import FakeStore
 from tests.support.tasks import TIMEOUT_S, key_value, new_task, snapshot
+from tests.support.virtual_time import run_virtual
 from tests.support.wait import wait_until
 
 
@@ -298,6 +299,20 @@ async def test_the_first_try_is_given_up_sooner() -> None:
         await wait_until(lambda: bool(etcd.calls))
         etcd.is_cut = False
         assert isinstance(await waiting, Applied)
+
+
+def test_a_slow_etcd_is_not_sent_everything_twice() -> None:
+    """The short tries have several times what the slowest answer of late took."""
+
+    async def two_answers() -> int:
+        async with FakeEtcd() as etcd, Batcher(etcd, rpc_timeout_s=60.0, first_timeout_s=1.0) as batcher:
+            etcd.latency = lambda: 0.9
+            await apply_all(batcher, submits(1))
+            etcd.latency = lambda: 3.0
+            await apply_all(batcher, submits(1))
+            return len(etcd.calls)
+
+    assert run_virtual(two_answers()) == 2
 
 
 async def test_a_short_deadline_does_not_shorten_its_neighbours() -> None:
