@@ -308,7 +308,9 @@ def test_a_slow_etcd_is_not_sent_everything_twice() -> None:
         async with FakeEtcd() as etcd, Batcher(etcd, rpc_timeout_s=60.0, first_timeout_s=1.0) as batcher:
             etcd.latency = lambda: 0.9
             await apply_all(batcher, submits(1))
-            etcd.latency = lambda: 3.0
+            etcd.latency = lambda: 0.0
+            etcd.is_cut = True
+            asyncio.get_running_loop().call_later(3.0, setattr, etcd, "is_cut", False)
             await apply_all(batcher, submits(1))
             return len(etcd.calls)
 
