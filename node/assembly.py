@@ -56,6 +56,7 @@ from node.running.runner import RunContext
 from node.store_duties import StoreDuties, remove_logs
 from node.trust.authority_fetch import fetch_authority
 from node.trust.certificates import keep_certificates
+from node.units import format_size
 from pilfer.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -415,9 +416,9 @@ class Assembly:
         where = f"unix:{self._data.socket}" + (f" and {self._place.address}" if self._place.address else "")
         print(f"node {self._name} ({identity.node_id}) serves on {where}", flush=True)  # noqa: T201  (for whoever started it)
         log.info(
-            "node=%s host=%s capacity: %g CPUs, %d bytes",
+            "node=%s host=%s lends %g CPU and %s of memory",
             identity.node_id,
             self._data.host_id,
             capacity.cpu,
-            capacity.memory_bytes,
+            format_size(capacity.memory_bytes),
         )

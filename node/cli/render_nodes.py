@@ -27,7 +27,7 @@ def node_json(node: NodeView) -> Json:
         "version": node.version,
         "etcd_version": node.etcd_version or None,
         "started_at": rfc3339(node.started_at),
-        "age_s": (node.now - node.started_at).total_seconds() if node.now and node.started_at else None,
+        "age": (node.now - node.started_at).total_seconds() if node.now and node.started_at else None,
         "last_seen": rfc3339(node.last_seen),
         "not_enforced": list(node.not_enforced),
         "warnings": list(node.warnings),

@@ -29,6 +29,8 @@ def command(settings: Settings, token: str | None) -> int:
     Prints one line on stdout when it serves, and logs to stderr. SIGTERM and SIGINT end it in order: its tasks are
     given back. Every flag may also be set as PILFER_NAME in the environment, or in a TOML file: see node config.
     """
+    # grpc's own lines about a peer's handshake say nothing that the node's do not; whoever wants them asks for them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from node.app import main
 
     return main(settings, _join_token(settings.token_file, token))

@@ -429,7 +429,7 @@ def test_nodes(cluster: FakeCluster, cli: Cli) -> None:
     view.node.not_enforced.append("io limits: no io controller")
     cluster.nodes.append(view)
     (found,) = cli("nodes", "--json").json
-    expected = {"id": "node-1", "state": "ready", "role": "voter", "load": 0.5, "running": 2, "age_s": 60.0}
+    expected = {"id": "node-1", "state": "ready", "role": "voter", "load": 0.5, "running": 2, "age": 60.0}
     assert {key: found[key] for key in expected} == expected
     assert found["capacity"] == {"cpu": 2.0, "memory_bytes": 2**30}
     ran = cli("nodes")
