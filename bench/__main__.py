@@ -35,7 +35,7 @@ def write(figures: list[Figure]) -> None:
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     lines = [
-        f"Measured on {today}: {os.cpu_count()} cores, {memory_gib:.0f} GiB, Linux {platform.release()}, "
+        f"Measured on {today}: {os.cpu_count()} cores, {memory_gib:.0f} GiB, Linux {'.'.join(platform.release().split('.')[:2])}, "
         f"Python {platform.python_version()}.",
         "",
         "| what | Pilfer | beside it, not isolated |",
