@@ -33,9 +33,10 @@ def main() -> None:
 def write(figures: list[Figure]) -> None:
     """Puts the table in the place of the last one."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    kernel = ".".join(platform.release().split(".")[:2])
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     lines = [
-        f"Measured on {today}: {os.cpu_count()} cores, {memory_gib:.0f} GiB, Linux {'.'.join(platform.release().split('.')[:2])}, "
+        f"Measured on {today}: {os.cpu_count()} cores, {memory_gib:.0f} GiB, Linux {kernel}, "
         f"Python {platform.python_version()}.",
         "",
         "| what | Pilfer | beside it, not isolated |",
