@@ -145,7 +145,7 @@ class Bench:
             placed = self._lab.spread()
             victim = self._victim(is_leader=number % 2 == 1)
             self._lab.network.unplug(victim.name)
-            time.sleep(SHORT_CUT_S)
+            time.sleep(SHORT_CUT_S)  # how long the cut lasts is what is measured
             self._lab.network.heal()
             healed = time.monotonic()
             for ids in placed.values():
@@ -217,10 +217,10 @@ class Bench:
             victim = self._rng.choice(self._lab.up())
             victim.kill()
             losses += 1
-            time.sleep(DOWN_S)
+            time.sleep(DOWN_S)  # how long a node is down, part of the load
             self._lab.begin(victim)
             victim.wait_serving()
-            time.sleep(LOSS_EVERY_S - DOWN_S)
+            time.sleep(LOSS_EVERY_S - DOWN_S)  # the pace of the losses
         taken = time.monotonic() - start
         self._rest()
         judged = self._lab.judge(expect_ended=True)

@@ -49,7 +49,7 @@ class RecordCorrupt(StoreError):  # noqa: N818
     """A key or a record cannot be read, or they disagree."""
 
 
-class MembershipRefused(StoreError):  # noqa: N818
+class MembershipRefused(StoreError):  # noqa: N818  (as above: named after what is so)
     """etcd does not change its members now (unhealthy, too many learners, not in sync); nothing was changed."""
 
 

@@ -100,10 +100,10 @@ async def serve(settings: Settings, join_token: str | None, *, stop: asyncio.Eve
             async with contextlib.AsyncExitStack() as stack:
                 await Assembly(settings, place, data, foothold, on_start=started.set).run(stack, stop, hurry)
 
-        await _until_started_or_stopped(asyncio.create_task(whole(), name="node"), started, stop)
+        await until_started_or_stopped(asyncio.create_task(whole(), name="node"), started, stop)
 
 
-async def _until_started_or_stopped(node: asyncio.Task[None], started: asyncio.Event, stop: asyncio.Event) -> None:
+async def until_started_or_stopped(node: asyncio.Task[None], started: asyncio.Event, stop: asyncio.Event) -> None:
     """Once it has started the node stops in order by itself; before, there is nothing to give back, and a start may
     wait for peers or a quorum for ever: it is cancelled."""
     waits = [asyncio.create_task(started.wait(), name="started"), asyncio.create_task(stop.wait(), name="stop")]
@@ -112,9 +112,9 @@ async def _until_started_or_stopped(node: asyncio.Task[None], started: asyncio.E
         if not started.is_set() and not node.done():
             log.info("stopped before it served")
             node.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await node
-            return
+            await asyncio.wait([node])
+            if node.cancelled():
+                return
         await node
     finally:
         for task in waits:

@@ -130,7 +130,6 @@ class Assembly:
                 ("membership", engines.membership.run(engines.etcd)),
                 ("spawner", engines.spawner.run()),
                 ("channels", engines.peers.run()),
-                ("store duties", duties.run()),
                 ("drains", drains.run()),
                 ("removals", removals.run()),
                 ("shared watch", services.watch.run()),
@@ -139,6 +138,8 @@ class Assembly:
             background = [group.create_task(duty, name=name) for name, duty in running]
             try:
                 cluster = await self._come_back(engines)
+                # Not before it is known whose tasks these are: the log sweep removes logs that no record speaks of.
+                background.append(group.create_task(duties.run(), name="store duties"))
                 lost = seek_when_lost(lambda: engines.membership.is_lost, *self._contacts(engines))
                 background.append(group.create_task(lost, name="seek the lost cluster"))
                 await self._end_last_run(engines.etcd)

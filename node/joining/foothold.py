@@ -46,7 +46,8 @@ class Foothold:
 
     @property
     def is_founding(self) -> bool:
-        return self.founding.exists()
+        # The mark of a start that was killed before it wrote cluster.json means nothing to one that joined since.
+        return self.memory.is_founder and self.founding.exists()
 
     def founded(self) -> None:
         """etcd holds the cluster's id."""
@@ -146,5 +147,7 @@ async def _join(
         address=place.address,
         host_names=tuple(names),
     )
+    # What was begun here alone is over: a host that joins never founds.
+    _founding_mark(data).unlink(missing_ok=True)
     peers = [str(peer) for peer in settings.peers]
     return await join(peers, join_token, newcomer, data_dir=data.path, pki_dir=data.pki)
