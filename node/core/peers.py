@@ -78,10 +78,6 @@ class Peers:
             self._places[needs] = self._find_place(needs)
         return self._places[needs]
 
-    def could_hold(self, needs: Reservation) -> int:
-        """How many live nodes have the capacity for it; 0: it waits until one comes."""
-        return sum(capacity.holds(needs) for _, capacity in self._lent)
-
     def _find_place(self, needs: Reservation) -> Place | None:
         count = total = start = weight = 0
         for node_id, capacity in self._lent:

@@ -31,7 +31,7 @@ from node.joining.handshake import Papers
 from node.joining.peer_answers import CALL_TIMEOUT_S, JoinRefused, Refused, Said, Silent, ask
 from node.joining.rounds import PACE, RANDOM, Pace, Rounds
 from node.trust.join_token import BadJoinToken, JoinSecret, decode
-from node.trust.material import has_joined, install, make_request
+from node.trust.material import install, make_request
 from pilfer.v1 import nodes_pb2, nodes_pb2_grpc
 from pilfer.version import PROTOCOL, VERSION
 
@@ -47,11 +47,6 @@ CERTIFICATE_PATIENCE_S: Final = 5.0
 _OF_ONE_PEER: Final = frozenset({Why.WRONG_CLUSTER, Why.CLOCK, Why.SELF, Why.NOT_A_NODE, Why.PROTOCOL})
 #: May mend themselves within LEASE_PATIENCE_S.
 _PASSING: Final = frozenset({Why.HOST_ALIVE, Why.ADDRESS_TAKEN})
-
-
-def is_member(data_dir: Path, pki_dir: Path) -> bool:
-    """Whether this directory belongs to a cluster; else a start with peers has to join. Raises ClusterMemoryError."""
-    return ClusterMemory.load(data_dir) is not None and has_joined(pki_dir)
 
 
 async def join(

@@ -26,13 +26,13 @@ from node.api.server import Listen, node_service, serving
 from node.core.model import Capacity, JoinToken, Node, Removal
 from node.core.newcomer import Newcomer
 from node.joining.cluster_memory import ClusterMemory, Contacts
-from node.joining.join import is_member, join
+from node.joining.join import join
 from node.joining.peer_answers import JoinRefused
 from node.joining.rounds import Pace
 from node.peer_channels import PeerChannels
 from node.trust.authority import LEAF_LIFE_S, ROLE_JOIN, new_key, request_of
 from node.trust.join_token import encode, join_secret
-from node.trust.material import Trust, ensure_trust
+from node.trust.material import Trust, ensure_trust, has_joined
 from node.trust.signer import Signer
 from node.trust.tokens import Tokens
 from pilfer.v1 import tasks_pb2, tasks_pb2_grpc
@@ -42,10 +42,13 @@ from tests.support.fake_store import FakeStore
 #: An address at which nobody is: nothing listens on a port that needs a privilege and has no use.
 DOWN = "127.0.0.1:1"
 ETCD_ENDPOINTS = ("10.9.9.1:7401", "10.9.9.2:7401")
-
-
 #: In a hurry.
 PACE = Pace(first_wait_s=0.01, longest_wait_s=0.05, say_every_s=0.2)
+
+
+def is_member(data_dir: Path, pki_dir: Path) -> bool:
+    """Whether this directory says that it belongs to a cluster."""
+    return ClusterMemory.load(data_dir) is not None and has_joined(pki_dir)
 
 
 @dataclass

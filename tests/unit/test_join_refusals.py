@@ -19,7 +19,6 @@ from node.api.join import is_from_elsewhere
 from node.core.newcomer import Why
 from node.joining import join as joining
 from node.joining.handshake import Papers
-from node.joining.join import is_member
 from node.joining.peer_answers import JoinRefused, Refused, ask
 from node.joining.place import first_address
 from node.peer_channels import PeerChannels
@@ -29,7 +28,7 @@ from node.trust.tokens import Tokens
 from pilfer.v1 import nodes_pb2
 from pilfer.version import PROTOCOL
 from tests.support.fake_etcd import FakeEtcd
-from tests.support.joining import DOWN, Cluster, Host, living_node
+from tests.support.joining import DOWN, Cluster, Host, is_member, living_node
 from tests.support.wait import wait_until
 
 

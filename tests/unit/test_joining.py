@@ -18,13 +18,12 @@ from etcd.port import Delete, Txn
 from node.api.join import JoinCalls
 from node.core.newcomer import Why
 from node.joining.cluster_memory import ClusterMemory, Contacts
-from node.joining.join import is_member
 from node.joining.peer_answers import JoinRefused
 from node.trust.authority import ROLE_NODE, covers, is_issued_by, subject_of
 from node.trust.material import ensure_trust
 from pilfer.v1 import nodes_pb2
 from tests.support.fake_etcd import LOST_BEFORE, FakeEtcd
-from tests.support.joining import DOWN, ETCD_ENDPOINTS, Cluster, Host, living_node
+from tests.support.joining import DOWN, ETCD_ENDPOINTS, Cluster, Host, is_member, living_node
 from tests.support.wait import wait_until
 
 
