@@ -1,4 +1,5 @@
-"""Writing: JSON lines and ids on stdout, progress where somebody looks, a task's bytes as they are."""
+"""Writing: JSON lines and ids on stdout, progress where somebody looks, a task's bytes as they are, on a terminal so
+that they do no harm there (`visible.py`)."""
 
 from __future__ import annotations
 
@@ -10,16 +11,17 @@ from contextlib import contextmanager
 import click
 
 from node.cli.render import Json
+from node.cli.visible import VisibleStream, visible
 
 
 def line(text: str) -> None:
     """One line on stdout, at once: scripts read ids while we go on."""
-    click.echo(text)
+    click.echo(visible(text))
 
 
 def note(text: str) -> None:
     """One line for people, on stderr."""
-    click.echo(text, err=True)
+    click.echo(visible(text), err=True)
 
 
 def json_line(value: Json) -> None:
@@ -32,11 +34,34 @@ def flush() -> None:
     sys.stdout.flush()
 
 
-def write_bytes(data: bytes, *, is_stderr: bool) -> None:
-    """A task's output, unaltered, at once."""
-    out = sys.stderr.buffer if is_stderr else sys.stdout.buffer
-    out.write(data)
-    out.flush()
+class TaskOutput:
+    """Where a task's output goes, at once: byte for byte, but visible on a terminal unless it is to be raw.
+
+    Ended by `end`, so that colours of the task do not stay.
+    """
+
+    def __init__(self, *, is_raw: bool) -> None:
+        # Each for itself: one of the two may be a terminal and the other a file.
+        self._filters = [
+            VisibleStream() if stream.isatty() and not is_raw else None for stream in (sys.stdout, sys.stderr)
+        ]
+
+    def write(self, data: bytes, *, is_stderr: bool) -> None:
+        found = self._filters[is_stderr]
+        self._put(data if found is None else found.feed(data), is_stderr=is_stderr)
+
+    def end(self) -> None:
+        for is_stderr, found in zip((False, True), self._filters, strict=True):
+            if found is not None:
+                self._put(found.end(), is_stderr=is_stderr)
+
+    def _put(self, data: bytes | str, *, is_stderr: bool) -> None:
+        stream = sys.stderr if is_stderr else sys.stdout
+        if isinstance(data, str):
+            # What the terminal's encoding does not have is escaped too.
+            data = data.encode(stream.encoding, "backslashreplace")
+        stream.buffer.write(data)
+        stream.buffer.flush()
 
 
 @contextmanager

@@ -77,5 +77,11 @@ def json_option(function: Callable[P, R]) -> Callable[P, R]:
     return click.option("--json", "as_json", is_flag=True, help="JSON lines, for programs.")(function)
 
 
+def raw_option(function: Callable[P, R]) -> Callable[P, R]:
+    return click.option("--raw", "is_raw", is_flag=True, help="Byte for byte on a terminal too; a task can act on it.")(
+        function
+    )
+
+
 def label_option(text: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return click.option("--label", "labels", type=PAIR, metavar="K=V", multiple=True, help=text)

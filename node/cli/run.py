@@ -27,6 +27,7 @@ from node.cli.connection import with_client
 from node.cli.failures import ExitCode
 from node.cli.log import write_chunks
 from node.cli.output import note
+from node.cli.parameters import raw_option
 from node.cli.render import exit_status, how
 from node.cli.task_options import COMMAND_SETTINGS, GivenOptions, spec_of, task_options
 from pilfer.errors import NotFound, PilferError, PreconditionFailed, Unavailable
@@ -51,16 +52,17 @@ class _Event(Enum):
 
 @click.command("run", context_settings=COMMAND_SETTINGS)
 @with_client
+@raw_option
 @task_options
-def command(client: Client, *, command: tuple[str, ...], **given: Unpack[GivenOptions]) -> int:
+def command(client: Client, *, is_raw: bool, command: tuple[str, ...], **given: Unpack[GivenOptions]) -> int:
     """Run a command as a task and exit as it does.
 
     \b
     node run [options] -- CMD ARG...
 
-    Its stdout and stderr come out here. Exits with its exit code; 128 + N when signal N killed it, 124 when it timed
-    out, 137 when it ran out of memory, 130 when it was canceled, 125 when Pilfer could not run it, 126 when the
-    command cannot be executed, 127 when there is no such command.
+    Its stdout and stderr come out here, on a terminal as node log shows them. Exits with its exit code; 128 + N when
+    signal N killed it, 124 when it timed out, 137 when it ran out of memory, 130 when it was canceled, 125 when Pilfer
+    could not run it, 126 when the command cannot be executed, 127 when there is no such command.
 
     Ctrl-C at a terminal asks whether to cancel the task or to leave it running; a second Ctrl-C cancels it. Without a
     terminal, SIGINT cancels at once, as SIGTERM does everywhere. When the terminal goes away, the task goes on.
@@ -74,7 +76,7 @@ def command(client: Client, *, command: tuple[str, ...], **given: Unpack[GivenOp
         note(f"Task {task_id} may have been submitted. {_way_back(task_id)}")
         raise
     try:
-        return _Foreground(client, task_id).run()
+        return _Foreground(client, task_id, is_raw=is_raw).run()
     except PilferError as error:
         error.add_note(f"Task {task_id} may still run. {_way_back(task_id)}")
         raise
@@ -87,9 +89,10 @@ def _way_back(task_id: str) -> str:
 class _Foreground:
     """Follows one task to its end."""
 
-    def __init__(self, client: Client, task_id: str) -> None:
+    def __init__(self, client: Client, task_id: str, *, is_raw: bool) -> None:
         self._client = client
         self._task_id = task_id
+        self._is_raw = is_raw
         self._events: SimpleQueue[_Event] = SimpleQueue()
         self._task: Task | None = None
         self._error: Exception | None = None
@@ -104,7 +107,7 @@ class _Foreground:
         """In its own thread: the output, then how it ended."""
         try:
             try:
-                write_chunks(self._client.log(self._task_id, follow=True))
+                write_chunks(self._client.log(self._task_id, follow=True), is_raw=self._is_raw)
             except (NotFound, PreconditionFailed, Unavailable) as error:
                 # The output may lie where this node cannot reach it; how the task ends can still be told.
                 note(f"node: the output of task {self._task_id} cannot be followed: {error.message}")
