@@ -10,7 +10,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from etcd import keys
-from etcd.codec import get_time, set_time
+from etcd.codec import capacity_from_proto, capacity_to_proto, get_time, set_time
 from etcd.errors import RecordCorrupt
 from node.core import model
 from node.core.newcomer import NameClaim
@@ -26,7 +26,7 @@ def encode_host(host: model.Host) -> bytes:
         address=host.address,
         node_id=host.node_id,
         version=host.version,
-        capacity=pb.Capacity(cpu=host.capacity.cpu, memory_bytes=host.capacity.memory_bytes),
+        capacity=capacity_to_proto(host.capacity),
     )
     set_time(message.last_seen, host.last_seen)
     return message.SerializeToString()
@@ -42,7 +42,7 @@ def decode_host(key: bytes, value: bytes) -> model.Host:
         address=message.address,
         node_id=message.node_id,
         version=message.version,
-        capacity=model.Capacity(message.capacity.cpu, message.capacity.memory_bytes),
+        capacity=capacity_from_proto(message.capacity),
         last_seen=get_time(message.last_seen),
     )
 

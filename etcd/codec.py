@@ -38,6 +38,7 @@ _REASON_TO_PB: dict[Reason, pb.Reason] = {
     Reason.GIVEN_BACK: pb.REASON_GIVEN_BACK,
     Reason.NODE_LOST: pb.REASON_NODE_LOST,
     Reason.FENCED: pb.REASON_FENCED,
+    Reason.OUT_OF_SCRATCH: pb.REASON_OUT_OF_SCRATCH,
 }
 _REASON_FROM_PB: dict[int, Reason] = {number: reason for reason, number in _REASON_TO_PB.items()}
 _NETWORK_TO_PB: dict[Network, pb.Network] = {
@@ -155,6 +156,10 @@ def _requirements_to_proto(requirements: Requirements, message: pb.Requirements)
         message.io_read_bytes_per_s = requirements.io_read_bytes_per_s
     if requirements.io_write_bytes_per_s is not None:
         message.io_write_bytes_per_s = requirements.io_write_bytes_per_s
+    if requirements.scratch_bytes is not None:
+        message.scratch_bytes = requirements.scratch_bytes
+    if requirements.require_limits:
+        message.require_limits = True
 
 
 def _requirements_from_proto(message: pb.Requirements) -> Requirements:
@@ -165,6 +170,8 @@ def _requirements_from_proto(message: pb.Requirements) -> Requirements:
         pids=message.pids if has("pids") else model.DEFAULT_PIDS,
         io_read_bytes_per_s=message.io_read_bytes_per_s if has("io_read_bytes_per_s") else None,
         io_write_bytes_per_s=message.io_write_bytes_per_s if has("io_write_bytes_per_s") else None,
+        scratch_bytes=message.scratch_bytes if has("scratch_bytes") else None,
+        require_limits=message.require_limits,
     )
 
 
@@ -183,6 +190,8 @@ def offer_value(requirements: Requirements) -> bytes:
         pids=requirements.pids,
         io_read_bytes_per_s=requirements.io_read_bytes_per_s or 0,
         io_write_bytes_per_s=requirements.io_write_bytes_per_s or 0,
+        scratch_bytes=requirements.scratch_bytes or 0,
+        require_limits=requirements.require_limits,
     ).SerializeToString()
 
 
@@ -201,6 +210,8 @@ def requirements_of_offer(value: bytes) -> Requirements:
         pids=offer.pids,
         io_read_bytes_per_s=offer.io_read_bytes_per_s or None,
         io_write_bytes_per_s=offer.io_write_bytes_per_s or None,
+        scratch_bytes=offer.scratch_bytes or None,
+        require_limits=offer.require_limits,
     )
 
 
@@ -359,13 +370,31 @@ def _check(task: Task) -> None:
 # -- nodes ------------------------------------------------------------------------------------------------------------
 
 
+def capacity_to_proto(capacity: model.Capacity) -> pb.Capacity:
+    return pb.Capacity(
+        cpu=capacity.cpu,
+        memory_bytes=capacity.memory_bytes,
+        scratch_bytes=capacity.scratch_bytes or 0,
+        limits=sorted(capacity.limits),
+    )
+
+
+def capacity_from_proto(message: pb.Capacity) -> model.Capacity:
+    return model.Capacity(
+        message.cpu,
+        message.memory_bytes,
+        scratch_bytes=message.scratch_bytes or None,
+        limits=frozenset(message.limits),
+    )
+
+
 def node_to_proto(node: model.Node) -> pb.Node:
     message = pb.Node(
         id=node.id,
         host_id=node.host_id,
         name=node.name,
         address=node.address,
-        capacity=pb.Capacity(cpu=node.capacity.cpu, memory_bytes=node.capacity.memory_bytes),
+        capacity=capacity_to_proto(node.capacity),
         version=node.version,
         not_enforced=node.not_enforced,
         etcd_peer_url=node.etcd_peer_url,
@@ -391,7 +420,7 @@ def decode_node(key: bytes, value: bytes) -> model.Node:
         id=message.id,
         host_id=message.host_id,
         name=message.name,
-        capacity=model.Capacity(message.capacity.cpu, message.capacity.memory_bytes),
+        capacity=capacity_from_proto(message.capacity),
         version=message.version,
         started_at=get_time(message.started_at),
         address=message.address,

@@ -241,6 +241,7 @@ def _spec_fields(spec: SandboxSpec) -> dict[str, Any]:
             "pids": limits.pids,
             "io_read_bytes_per_s": limits.io_read_bytes_per_s,
             "io_write_bytes_per_s": limits.io_write_bytes_per_s,
+            "scratch_bytes": limits.scratch_bytes,
         },
         "cwd": spec.cwd,
         "mounts": [{"source": m.source, "target": m.target, "read_only": m.read_only} for m in spec.mounts],
@@ -265,6 +266,7 @@ def _read_spec(f: _Fields) -> SandboxSpec:
             pids=limits.integer("pids", 1, 4_000_000),
             io_read_bytes_per_s=limits.optional_integer("io_read_bytes_per_s", 1, 2**62),
             io_write_bytes_per_s=limits.optional_integer("io_write_bytes_per_s", 1, 2**62),
+            scratch_bytes=limits.optional_integer("scratch_bytes", 1, 2**62),
         ),
         cwd=f.optional_text("cwd"),
         mounts=_read_mounts(f.objects("mounts")),
@@ -312,7 +314,7 @@ _READERS: dict[str, Callable[[_Fields], Message]] = {
     "Close": lambda _: Close(),
     "Refused": lambda f: Refused(f.text("detail")),
     "HostReport": lambda f: HostReport(
-        f.integer("cgroup_version", 0, 2), f.texts("not_enforced"), f.integer("pid", 1, 2**31)
+        f.integer("cgroup_version", 0, 2), f.texts("not_enforced"), f.integer("pid", 1, 2**31), f.texts("limits")
     ),
     "Started": lambda f: Started(f.id(), f.integer("pid", 1, 2**31), f.number("started_at", 0, 1e12)),
     "SetupFailed": lambda f: SetupFailed(
@@ -341,6 +343,7 @@ def _read_config(f: _Fields) -> SpawnerConfig:
         memory_bytes=f.optional_integer("memory_bytes", 1, 2**62),
         uid_base=f.integer("uid_base", 1, 2**32 - 2),
         uid_count=f.integer("uid_count", 1, 1_000_000),
+        gid=f.integer("gid", 1, 2**32 - 2),
     )
 
 

@@ -22,6 +22,8 @@ class Limits:
     pids: int
     io_read_bytes_per_s: int | None = None
     io_write_bytes_per_s: int | None = None
+    #: What the scratch directory may hold; None: as much as the spawner's configuration allows to each.
+    scratch_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,8 @@ class Ended:
     signal: int | None
     #: Something of the sandbox was killed for want of memory.
     out_of_memory: bool
-    #: Why the spawner ended it: "" (it ended by itself), "timeout", "stop" (asked for by the node) or "fence".
+    #: Why the spawner ended it: "" (it ended by itself), "timeout", "stop" (asked for by the node), "fence" or
+    #: "scratch" (its scratch directory held more than it may).
     #: A command that ended before the signal was sent has ended by itself.
     ended_by: str
     started_at: float
@@ -112,3 +115,5 @@ class HostReport:
     not_enforced: tuple[str, ...]
     #: The spawner's own pid.
     pid: int
+    #: Which limits are in force here, of "cpu", "memory", "pids" and "io".
+    limits: tuple[str, ...] = ()

@@ -124,6 +124,8 @@ def spec_value(message: records_pb2.TaskSpec) -> TaskSpec:
             pids=needs.pids if needs.HasField("pids") else None,
             io_read_bytes_per_s=needs.io_read_bytes_per_s if needs.HasField("io_read_bytes_per_s") else None,
             io_write_bytes_per_s=needs.io_write_bytes_per_s if needs.HasField("io_write_bytes_per_s") else None,
+            scratch_bytes=needs.scratch_bytes if needs.HasField("scratch_bytes") else None,
+            require_limits=needs.require_limits if needs.HasField("require_limits") else None,
         ),
         timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
         grace_s=message.grace_s if message.HasField("grace_s") else None,

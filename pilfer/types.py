@@ -47,6 +47,7 @@ class Reason(StrEnum):
     GIVEN_BACK = "given_back"
     NODE_LOST = "node_lost"
     FENCED = "fenced"
+    OUT_OF_SCRATCH = "out_of_scratch"
 
 
 class Network(StrEnum):
@@ -80,6 +81,10 @@ class Requirements:
     pids: int | None = None
     io_read_bytes_per_s: int | None = None
     io_write_bytes_per_s: int | None = None
+    #: What its scratch directory may hold; by default what the node allows to each.
+    scratch_bytes: int | None = None
+    #: Only nodes that enforce the limits that it is under may run it.
+    require_limits: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,8 @@ class TaskOptions(TypedDict, total=False):
     pids: int | None
     io_read_bytes_per_s: int | None
     io_write_bytes_per_s: int | None
+    scratch_bytes: int | None
+    require_limits: bool | None
     timeout_s: float | None
     grace_s: float | None
     restart_on_node_loss: bool | None

@@ -14,7 +14,7 @@ from etcd.store import TaskStore, Versioned
 from node.api.errors import answers
 from node.api.node_views import NodeViews
 from node.api.tasks import TaskCalls, without_stdin
-from node.core.model import Capacity, Requirements
+from node.core.model import Requirements
 from node.core.requirements import Reservation
 from node.core.why import Allowed, Held, NodeFacts, explain
 from pilfer.v1 import nodes_pb2
@@ -65,7 +65,7 @@ def _facts(view: nodes_pb2.NodeView, needs: dict[str, Requirements]) -> NodeFact
         name=node.name,
         state=view.state,
         pause=view.pause,
-        capacity=Capacity(node.capacity.cpu, node.capacity.memory_bytes),
+        capacity=codec.capacity_from_proto(node.capacity),
         reserved=Reservation(round(view.reserved.cpu * _MILLI), view.reserved.memory_bytes)
         if view.HasField("reserved")
         else None,

@@ -79,6 +79,8 @@ _OPTIONS_OF_FIELDS = {
     "requirements.pids": "--pids",
     "requirements.io_read_bytes_per_s": "--io-read",
     "requirements.io_write_bytes_per_s": "--io-write",
+    "requirements.scratch_bytes": "--scratch",
+    "requirements.require_limits": "--require-limits",
     "timeout_s": "--timeout",
     "grace_s": "--grace",
     "restart_on_node_loss": "--restart",

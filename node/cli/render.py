@@ -129,6 +129,7 @@ def outcome_words(outcome: Outcome) -> str:
         Reason.SIGNALED: f"killed by {signal_name(outcome.signal or 0)}",
         Reason.TIMED_OUT: "timed out",
         Reason.OUT_OF_MEMORY: "out of memory",
+        Reason.OUT_OF_SCRATCH: "out of scratch",
         Reason.CANCELED: "canceled",
         Reason.GIVEN_BACK: "given back",
         Reason.NODE_LOST: "its node was lost",

@@ -30,6 +30,8 @@ class GivenOptions(TypedDict):
     pids: int | None
     io_read: int | None
     io_write: int | None
+    scratch: int | None
+    require_limits: bool | None
     timeout: float | None
     grace: float | None
     env: tuple[tuple[str, str], ...]
@@ -50,6 +52,8 @@ _OPTIONS: tuple[Callable[[Callable[..., object]], Callable[..., object]], ...] =
     click.option("--pids", type=int, metavar="N", help="Processes and threads at one time. Default 1024."),
     click.option("--io-read", type=RATE, metavar="RATE", help="Bytes read per second: 10M."),
     click.option("--io-write", type=RATE, metavar="RATE", help="Bytes written per second: 10M."),
+    click.option("--scratch", type=SIZE, metavar="SIZE", help="What its scratch directory may hold: 500M, 20G."),
+    click.option("--require-limits", is_flag=True, default=None, help="Only nodes that enforce these limits may run it."),
     click.option("--timeout", type=DURATION, metavar="TIME", help="Wall time of an attempt: 10s, 5m, 500ms."),
     click.option("--grace", type=DURATION, metavar="TIME", help="From SIGTERM to SIGKILL. Default 5s."),
     click.option("--env", type=PAIR, metavar="K=V", multiple=True, help="Environment of the task; repeatable."),
@@ -91,6 +95,8 @@ def spec_of(command: tuple[str, ...], **given: Unpack[GivenOptions]) -> TaskSpec
             pids=given["pids"],
             io_read_bytes_per_s=given["io_read"],
             io_write_bytes_per_s=given["io_write"],
+            scratch_bytes=given["scratch"],
+            require_limits=given["require_limits"],
         ),
         timeout_s=given["timeout"],
         grace_s=given["grace"],

@@ -59,7 +59,9 @@ STEPS_OF_THE_NODE = frozenset({"fence", "closing", "logs"})
 
 #: How a command that ran may have ended. A run that the fence killed, or that was lost, has not ended: it is given
 #: back or requeued, and never recorded as complete.
-ENDED_REASONS = frozenset({Reason.EXITED, Reason.SIGNALED, Reason.TIMED_OUT, Reason.OUT_OF_MEMORY})
+ENDED_REASONS = frozenset(
+    {Reason.EXITED, Reason.SIGNALED, Reason.TIMED_OUT, Reason.OUT_OF_MEMORY, Reason.OUT_OF_SCRATCH}
+)
 
 
 def story(task: Task) -> str:

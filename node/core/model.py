@@ -17,6 +17,9 @@ DEFAULT_PIDS = 1024
 DEFAULT_GRACE_S = 5.0
 DEFAULT_MAX_ATTEMPTS = 5
 
+#: What a host may enforce (`isolation/spec.py`, HostReport).
+ALL_LIMITS = frozenset({"cpu", "memory", "pids", "io"})
+
 #: Attempts kept in a record; older ones are dropped, so that a record stays small.
 ATTEMPTS_KEPT = 10
 
@@ -51,6 +54,7 @@ class Reason(StrEnum):
     GIVEN_BACK = "given_back"
     NODE_LOST = "node_lost"
     FENCED = "fenced"
+    OUT_OF_SCRATCH = "out_of_scratch"
 
 
 class Network(StrEnum):
@@ -68,6 +72,10 @@ class Requirements:
     pids: int = DEFAULT_PIDS
     io_read_bytes_per_s: int | None = None
     io_write_bytes_per_s: int | None = None
+    #: Of its scratch directory. None: what the node allows to each.
+    scratch_bytes: int | None = None
+    #: Nodes that cannot enforce the limits that it is under may not run it.
+    require_limits: bool = False
 
 
 DEFAULT_REQUIREMENTS = Requirements()
@@ -167,6 +175,10 @@ class Capacity:
 
     cpu: float
     memory_bytes: int
+    #: The most that one task may keep in its scratch directory; not shared out among them. None: not known.
+    scratch_bytes: int | None = None
+    #: Which limits the host enforces, of ALL_LIMITS.
+    limits: frozenset[str] = ALL_LIMITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from node.core.model import Capacity
-from node.core.requirements import Reservation, lent
+from node.core.requirements import NO_TERMS, Reservation, Terms, lent
 
 #: Kinds whose places are remembered; beyond, all are forgotten and computed anew.
 _PLACES_KEPT = 4096
@@ -63,28 +63,29 @@ class Peers:
         """nodes: node id -> capacity, from the keys below /node/. What they say of me does not count."""
         self.me = me
         known = {**nodes, me: my_capacity}
-        self._lent = [(node_id, lent(known[node_id])) for node_id in sorted(known)]
-        self._places: dict[Reservation, Place | None] = {}
+        self._nodes = [(node_id, known[node_id], lent(known[node_id])) for node_id in sorted(known)]
+        self._places: dict[tuple[Reservation, Terms], Place | None] = {}
 
     @property
     def count(self) -> int:
-        return len(self._lent)
+        return len(self._nodes)
 
-    def place(self, needs: Reservation) -> Place | None:
+    def place(self, needs: Reservation, demanded: Terms = NO_TERMS) -> Place | None:
         """My place among those that could hold it; None: I could never hold it."""
-        if needs not in self._places:
+        kind = (needs, demanded)
+        if kind not in self._places:
             if len(self._places) >= _PLACES_KEPT:
                 self._places.clear()
-            self._places[needs] = self._find_place(needs)
-        return self._places[needs]
+            self._places[kind] = self._find_place(needs, demanded)
+        return self._places[kind]
 
-    def _find_place(self, needs: Reservation) -> Place | None:
+    def _find_place(self, needs: Reservation, demanded: Terms) -> Place | None:
         count = total = start = weight = 0
-        for node_id, capacity in self._lent:
-            if not capacity.holds(needs):
+        for node_id, capacity, whole in self._nodes:
+            if not whole.holds(needs) or not demanded.are_met_by(capacity):
                 continue
             # A stretch is never empty, or a node would have rank 0 for nothing.
-            length = max(1, capacity.milli_cpu)
+            length = max(1, whole.milli_cpu)
             if node_id == self.me:
                 start, weight = total, length
             total += length

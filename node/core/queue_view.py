@@ -5,7 +5,7 @@ Invariants
 * When something had to be left out, `is_truncated` says so, and nothing younger than the oldest thing left out is
   taken in: the window has no holes. Once most of it is used up, `needs_listing` asks the shell to list again.
 * Offers that can never fit on this node are counted and left out: they must not fill the window.
-* Offers of equal needs form a `Kind`: what does not fit now is skipped as a whole, not one by one.
+* Offers of equal needs and terms form a `Kind`: what does not fit now is skipped as a whole, not one by one.
 No I/O, no clock: the shell feeds it from a listing and a watch, in the order of revisions.
 """
 
@@ -18,16 +18,17 @@ from dataclasses import dataclass, field
 
 from node.core.model import Capacity, Requirements
 from node.core.peers import Peers, Place, task_point
-from node.core.requirements import Reservation, reservation
+from node.core.requirements import Reservation, Terms, reservation, terms
 
 DEFAULT_LIMIT = 10_000
 
 
 @dataclass(slots=True)
 class Kind:
-    """Offers with the same needs. Never empty while the view knows it."""
+    """Offers with the same needs on the same terms. Never empty while the view knows it."""
 
     needs: Reservation
+    demanded: Terms
     place: Place
     #: Oldest first.
     ids: list[str] = field(default_factory=list)
@@ -72,7 +73,7 @@ class QueueView:
         self._limit = limit
         self._peers = Peers(me, {}, my_capacity=capacity)
         self._offers: dict[str, Offer] = {}
-        self._kinds: dict[Reservation, Kind] = {}
+        self._kinds: dict[tuple[Reservation, Terms], Kind] = {}
         #: Ids that can never fit here; at most `limit` of them.
         self._never: set[str] = set()
         #: The oldest id that was left out for want of room; what is not older is not taken in.
@@ -118,7 +119,7 @@ class QueueView:
         """The live nodes, as their keys tell: node id -> capacity."""
         self._peers = Peers(self._me, nodes, my_capacity=self._capacity)
         for kind in self._kinds.values():
-            kind.place = self._peers.place(kind.needs) or kind.place
+            kind.place = self._peers.place(kind.needs, kind.demanded) or kind.place
 
     def add(self, task_id: str, requirements: Requirements, *, now: float, age_s: float = 0.0) -> None:
         """A task is queued. age_s: how long it has been, as far as known (by the time in its UUIDv7).
@@ -127,7 +128,7 @@ class QueueView:
         """
         if task_id in self._offers or (self._left_out is not None and task_id >= self._left_out):
             return
-        kind = self._find_kind(reservation(requirements))
+        kind = self._find_kind(reservation(requirements), terms(requirements))
         if kind is None:
             if len(self._never) < self._limit:
                 self._never.add(task_id)
@@ -147,7 +148,7 @@ class QueueView:
         ids = offer.kind.ids
         del ids[bisect_left(ids, task_id)]
         if not ids:
-            del self._kinds[offer.kind.needs]
+            del self._kinds[offer.kind.needs, offer.kind.demanded]
         return offer
 
     def reset(self, queued: Iterable[tuple[str, Requirements, float]], *, now: float) -> None:
@@ -163,16 +164,16 @@ class QueueView:
             if old is not None and new is not None:
                 new.seen_at, new.age_when_seen_s, new.front_at = old.seen_at, old.age_when_seen_s, old.front_at
 
-    def _find_kind(self, needs: Reservation) -> Kind | None:
+    def _find_kind(self, needs: Reservation, demanded: Terms) -> Kind | None:
         """The kind, made if there is none yet; None: it can never fit here."""
-        kind = self._kinds.get(needs)
-        if kind is None and (place := self._peers.place(needs)) is not None:
-            kind = Kind(needs, place)
+        kind = self._kinds.get((needs, demanded))
+        if kind is None and (place := self._peers.place(needs, demanded)) is not None:
+            kind = Kind(needs, demanded, place)
         return kind
 
     def _insert(self, offer: Offer) -> None:
         ids = offer.kind.ids
-        self._kinds[offer.kind.needs] = offer.kind
+        self._kinds[offer.kind.needs, offer.kind.demanded] = offer.kind
         self._offers[offer.task_id] = offer
         if not ids or ids[-1] < offer.task_id:
             ids.append(offer.task_id)  # the usual case

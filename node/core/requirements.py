@@ -7,7 +7,8 @@ what is frozen, what was adopted. A reservation ends when the task's cgroup is e
 All arithmetic is in integers. CPU is counted in thousandths, rounded up for what is asked and down for what is lent:
 sums of floats drift (ten times 0.1 is not 1) and could oversubscribe a node by a hair, or leave its last CPU idle.
 Memory counts only where it is declared; a task without it is bounded by the node's capacity and reserves nothing.
-Pids and disk rates are limits of the task alone; nodes do not lend them.
+Pids, disk rates and scratch are limits of the task alone; nodes do not lend them. But a node may be no place for a
+task all the same: where its scratch is too small for what the task asks, or a demanded limit is not enforced (`Terms`).
 """
 
 from __future__ import annotations
@@ -68,6 +69,34 @@ def reservation(requirements: Requirements) -> Reservation:
     return Reservation(math.ceil(round(requirements.cpu * _MILLI, 6)), requirements.memory_bytes or 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a task demands of a node beside room. Nothing of it is used up by the task."""
+
+    scratch_bytes: int = 0
+    #: Limits that must be enforced.
+    limits: frozenset[str] = frozenset()
+
+    def are_met_by(self, capacity: Capacity) -> bool:
+        """An amount of scratch that is not known is enough: the node itself will tell."""
+        has_scratch = capacity.scratch_bytes is None or self.scratch_bytes <= capacity.scratch_bytes
+        return has_scratch and self.limits <= capacity.limits
+
+
+NO_TERMS = Terms()
+
+
+def terms(requirements: Requirements) -> Terms:
+    """What a task demands beside room. Memory counts also where none is declared: then the node's own is its bound."""
+    if requirements.scratch_bytes is None and not requirements.require_limits:
+        return NO_TERMS
+    limits = {"cpu", "memory", "pids"} if requirements.require_limits else set()
+    has_rates = requirements.io_read_bytes_per_s is not None or requirements.io_write_bytes_per_s is not None
+    if requirements.require_limits and has_rates:
+        limits.add("io")
+    return Terms(requirements.scratch_bytes or 0, frozenset(limits))
+
+
 def lent(capacity: Capacity) -> Reservation:
     """What a node lends, all in all."""
     return Reservation(math.floor(round(capacity.cpu * _MILLI, 6)), capacity.memory_bytes)
@@ -94,6 +123,23 @@ def why_not(requirements: Requirements, capacity: Capacity) -> list[str]:
     if needs.memory_bytes > whole.memory_bytes:
         reasons.append(f"needs {_size(needs.memory_bytes)} of memory, the node lends {_size(whole.memory_bytes)}")
     return reasons
+
+
+def terms_not_met(requirements: Requirements, capacity: Capacity) -> list[str]:
+    """Why a node may not run it although it is large enough, in words for people; empty when it may."""
+    demanded = terms(requirements)
+    reasons = []
+    if capacity.scratch_bytes is not None and demanded.scratch_bytes > capacity.scratch_bytes:
+        has, asks = _size(capacity.scratch_bytes), _size(demanded.scratch_bytes)
+        reasons.append(f"needs {asks} of scratch, the node allows {has} to each task")
+    missing = sorted(demanded.limits - capacity.limits)
+    if missing:
+        reasons.append(f"demands limits on {_and(missing)}, which the node cannot enforce")
+    return reasons
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 class Ledger:

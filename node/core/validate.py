@@ -27,6 +27,7 @@ CPU_MIN = 0.01
 CPU_MAX = 100_000.0
 #: Below this not even a static binary gets past exec in a memory cgroup.
 MEMORY_MIN_BYTES = 1024 * 1024
+SCRATCH_MIN_BYTES = 1024 * 1024
 #: PID_MAX_LIMIT of 64-bit kernels (proc(5), pid_max).
 PIDS_MAX = 4 * 1024 * 1024
 #: Numbers in records are int64.
@@ -224,6 +225,11 @@ def _requirements(spec: TaskSpec) -> Iterator[Violation]:
         )
     if not 1 <= needs.pids <= PIDS_MAX:
         yield Violation(field + "pids", f"{needs.pids} is not between 1 and {PIDS_MAX}")
+    if needs.scratch_bytes is not None and not SCRATCH_MIN_BYTES <= needs.scratch_bytes <= INT64_MAX:
+        wrong = "too little" if needs.scratch_bytes < SCRATCH_MIN_BYTES else "too much"
+        yield Violation(
+            field + "scratch_bytes", f"{needs.scratch_bytes} is {wrong}: at least {SCRATCH_MIN_BYTES} (1 MiB)"
+        )
     for name in ("io_read_bytes_per_s", "io_write_bytes_per_s"):
         rate: int | None = getattr(needs, name)
         if rate is not None and not 1 <= rate <= INT64_MAX:

@@ -5,7 +5,8 @@ the reading of it, a node may have claimed the task.
 
 What may keep a node from a queued task, in the order in which it is told:
 
-    for good    its capacity is too small; it does not allow a mount or the host's network
+    for good    its capacity is too small; it cannot enforce a limit that is demanded; it does not allow a mount or
+                the host's network
     for now     it is gone, unreachable, drained, at risk, joining or stopping; what is free is too little;
                 what is free is held for an older, bigger task
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from node.core.model import Capacity, Outcome, Reason, Requirements, Status, Task, TaskSpec
-from node.core.requirements import Reservation, lent, reservation, why_not
+from node.core.requirements import Reservation, lent, reservation, terms_not_met, why_not
 from node.core.validate import mounts_not_allowed, network_not_allowed
 
 _MILLI = 1000
@@ -77,6 +78,7 @@ class Kind(Enum):
     """What sort of obstacle it is."""
 
     TOO_SMALL = "too small"
+    TERMS = "terms"
     NOT_ALLOWED = "not allowed"
     NOT_CLAIMING = "not claiming"
     NO_ROOM = "no room"
@@ -101,7 +103,7 @@ class OfNode:
     @property
     def fits(self) -> bool:
         """It could hold the task, and would, if it were idle and ready."""
-        return not self._has(Kind.TOO_SMALL, Kind.NOT_ALLOWED)
+        return not self._has(Kind.TOO_SMALL, Kind.TERMS, Kind.NOT_ALLOWED)
 
     @property
     def is_large_enough(self) -> bool:
@@ -146,6 +148,7 @@ def _of_node(task: Task, node: NodeFacts) -> OfNode:
 
 def _for_good(spec: TaskSpec, node: NodeFacts) -> list[Obstacle]:
     found = [Obstacle(Kind.TOO_SMALL, words) for words in why_not(spec.requirements, node.capacity)]
+    found += [Obstacle(Kind.TERMS, words) for words in terms_not_met(spec.requirements, node.capacity)]
     if node.allowed is not None:
         allowed = node.allowed
         refused = mounts_not_allowed(spec.mounts, allowed.mount_prefixes, allowed.shares)
@@ -202,7 +205,7 @@ def _queued(requirements: Requirements, nodes: Sequence[NodeFacts], of_nodes: Se
         return f"fits nowhere: {too_big}{missed}"
     fitting = [of for of in large if of.fits]
     if not fitting:
-        refusal = next(o for o in large[0].obstacles if o.kind is Kind.NOT_ALLOWED)
+        refusal = next(o for o in large[0].obstacles if o.kind in (Kind.TERMS, Kind.NOT_ALLOWED))
         return f"may run nowhere: on {large[0].name}, {refusal.words}{missed}"
     return _waiting(fitting)
 
@@ -269,6 +272,7 @@ def _how(outcome: Outcome) -> str:
         Reason.SIGNALED: f"was killed by signal {outcome.signal}",
         Reason.TIMED_OUT: "ran out of its time",
         Reason.OUT_OF_MEMORY: "ran out of its memory",
+        Reason.OUT_OF_SCRATCH: "filled its scratch directory",
         Reason.CANCELED: "was canceled",
         Reason.SETUP_FAILED: "could not be set up",
         Reason.GIVEN_BACK: "was given back by its node",

@@ -72,6 +72,7 @@ def sandbox_spec(task: Task, claim: Claim, context: RunContext) -> SandboxSpec:
             pids=needs.pids,
             io_read_bytes_per_s=needs.io_read_bytes_per_s,
             io_write_bytes_per_s=needs.io_write_bytes_per_s,
+            scratch_bytes=needs.scratch_bytes,
         ),
         cwd=spec.cwd,
         mounts=tuple(BindMount(m.source, m.target, read_only=m.read_only) for m in spec.mounts),

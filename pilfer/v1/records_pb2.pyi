@@ -37,6 +37,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_GIVEN_BACK: _ClassVar[Reason]
     REASON_NODE_LOST: _ClassVar[Reason]
     REASON_FENCED: _ClassVar[Reason]
+    REASON_OUT_OF_SCRATCH: _ClassVar[Reason]
 TASK_STATUS_UNSPECIFIED: TaskStatus
 TASK_STATUS_QUEUED: TaskStatus
 TASK_STATUS_RUNNING: TaskStatus
@@ -56,20 +57,25 @@ REASON_SETUP_FAILED: Reason
 REASON_GIVEN_BACK: Reason
 REASON_NODE_LOST: Reason
 REASON_FENCED: Reason
+REASON_OUT_OF_SCRATCH: Reason
 
 class Requirements(_message.Message):
-    __slots__ = ("cpu", "memory_bytes", "pids", "io_read_bytes_per_s", "io_write_bytes_per_s")
+    __slots__ = ("cpu", "memory_bytes", "pids", "io_read_bytes_per_s", "io_write_bytes_per_s", "scratch_bytes", "require_limits")
     CPU_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     PIDS_FIELD_NUMBER: _ClassVar[int]
     IO_READ_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     IO_WRITE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    SCRATCH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REQUIRE_LIMITS_FIELD_NUMBER: _ClassVar[int]
     cpu: float
     memory_bytes: int
     pids: int
     io_read_bytes_per_s: int
     io_write_bytes_per_s: int
-    def __init__(self, cpu: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., io_read_bytes_per_s: _Optional[int] = ..., io_write_bytes_per_s: _Optional[int] = ...) -> None: ...
+    scratch_bytes: int
+    require_limits: bool
+    def __init__(self, cpu: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., io_read_bytes_per_s: _Optional[int] = ..., io_write_bytes_per_s: _Optional[int] = ..., scratch_bytes: _Optional[int] = ..., require_limits: _Optional[bool] = ...) -> None: ...
 
 class Mount(_message.Message):
     __slots__ = ("source", "target", "read_only")
@@ -202,26 +208,34 @@ class Task(_message.Message):
     def __init__(self, id: _Optional[str] = ..., spec: _Optional[_Union[TaskSpec, _Mapping]] = ..., status: _Optional[_Union[TaskStatus, str]] = ..., attempt: _Optional[int] = ..., attempts_used: _Optional[int] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., cancel_requested: _Optional[bool] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., submitted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("cpu", "memory_bytes", "pids", "io_read_bytes_per_s", "io_write_bytes_per_s")
+    __slots__ = ("cpu", "memory_bytes", "pids", "io_read_bytes_per_s", "io_write_bytes_per_s", "scratch_bytes", "require_limits")
     CPU_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     PIDS_FIELD_NUMBER: _ClassVar[int]
     IO_READ_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     IO_WRITE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    SCRATCH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REQUIRE_LIMITS_FIELD_NUMBER: _ClassVar[int]
     cpu: float
     memory_bytes: int
     pids: int
     io_read_bytes_per_s: int
     io_write_bytes_per_s: int
-    def __init__(self, cpu: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., io_read_bytes_per_s: _Optional[int] = ..., io_write_bytes_per_s: _Optional[int] = ...) -> None: ...
+    scratch_bytes: int
+    require_limits: bool
+    def __init__(self, cpu: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., io_read_bytes_per_s: _Optional[int] = ..., io_write_bytes_per_s: _Optional[int] = ..., scratch_bytes: _Optional[int] = ..., require_limits: _Optional[bool] = ...) -> None: ...
 
 class Capacity(_message.Message):
-    __slots__ = ("cpu", "memory_bytes")
+    __slots__ = ("cpu", "memory_bytes", "scratch_bytes", "limits")
     CPU_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SCRATCH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     cpu: float
     memory_bytes: int
-    def __init__(self, cpu: _Optional[float] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    scratch_bytes: int
+    limits: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, cpu: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., scratch_bytes: _Optional[int] = ..., limits: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Node(_message.Message):
     __slots__ = ("id", "host_id", "name", "address", "capacity", "version", "started_at", "not_enforced", "etcd_peer_url", "etcd_client_url")

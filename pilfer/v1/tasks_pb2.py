@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pilfer.v1 import records_pb2 as pilfer_dot_v1_dot_records__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pilfer/v1/tasks.proto\x12\tpilfer.v1\x1a\x17pilfer/v1/records.proto\"8\n\x07NewTask\x12\n\n\x02id\x18\x01 \x01(\t\x12!\n\x04spec\x18\x02 \x01(\x0b\x32\x13.pilfer.v1.TaskSpec\"I\n\rSubmitRequest\x12!\n\x05tasks\x18\x01 \x03(\x0b\x32\x12.pilfer.v1.NewTask\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"\x1d\n\x0eSubmitResponse\x12\x0b\n\x03ids\x18\x01 \x03(\t\"\x1c\n\rCancelRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"f\n\x0c\x43\x61ncelResult\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x04step\x18\x02 \x01(\x0e\x32\x15.pilfer.v1.CancelStep\x12%\n\x06status\x18\x03 \x01(\x0e\x32\x15.pilfer.v1.TaskStatus\":\n\x0e\x43\x61ncelResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.pilfer.v1.CancelResult\"\x1c\n\rStatusRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"0\n\x0eStatusResponse\x12\x1e\n\x05tasks\x18\x01 \x03(\x0b\x32\x0f.pilfer.v1.Task\"\x8e\x02\n\nLogRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12$\n\x06stream\x18\x02 \x01(\x0e\x32\x14.pilfer.v1.LogStream\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x17\n\ntail_lines\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07\x61ttempt\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\rstdout_offset\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x1a\n\rstderr_offset\x18\x07 \x01(\x03H\x03\x88\x01\x01\x12\x18\n\x10through_attempts\x18\x08 \x01(\x08\x42\r\n\x0b_tail_linesB\n\n\x08_attemptB\x10\n\x0e_stdout_offsetB\x10\n\x0e_stderr_offset\"r\n\x0bLogResponse\x12$\n\x06stream\x18\x01 \x01(\x0e\x32\x14.pilfer.v1.LogStream\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0e\n\x06notice\x18\x05 \x01(\t\"\xf2\x01\n\x0bListRequest\x12*\n\x06status\x18\x01 \x01(\x0e\x32\x15.pilfer.v1.TaskStatusH\x00\x88\x01\x01\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x32\n\x06labels\x18\x03 \x03(\x0b\x32\".pilfer.v1.ListRequest.LabelsEntry\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x14\n\x0cnewest_first\x18\x06 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\t\n\x07_status\"G\n\x0cListResponse\x12\x1e\n\x05tasks\x18\x01 \x03(\x0b\x32\x0f.pilfer.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd2\x01\n\x0cWatchRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x1a\n\rfrom_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x33\n\x06labels\x18\x03 \x03(\x0b\x32#.pilfer.v1.WatchRequest.LabelsEntry\x12\x12\n\nended_only\x18\x04 \x01(\x08\x12\x0f\n\x07grouped\x18\x05 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_from_revision\"\x89\x01\n\rWatchResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.pilfer.v1.Task\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07\x64\x65leted\x18\x03 \x01(\x08\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\'\n\x05group\x18\x05 \x03(\x0b\x32\x18.pilfer.v1.WatchResponse*\x98\x01\n\nCancelStep\x12\x1b\n\x17\x43\x41NCEL_STEP_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41NCEL_STEP_CANCELED\x10\x01\x12\x19\n\x15\x43\x41NCEL_STEP_REQUESTED\x10\x02\x12\x1d\n\x19\x43\x41NCEL_STEP_ALREADY_ENDED\x10\x03\x12\x19\n\x15\x43\x41NCEL_STEP_NOT_FOUND\x10\x04*U\n\tLogStream\x12\x1a\n\x16LOG_STREAM_UNSPECIFIED\x10\x00\x12\x15\n\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n\x11LOG_STREAM_STDERR\x10\x02\x32\xf9\x02\n\x0bTaskService\x12=\n\x06Submit\x12\x18.pilfer.v1.SubmitRequest\x1a\x19.pilfer.v1.SubmitResponse\x12=\n\x06\x43\x61ncel\x12\x18.pilfer.v1.CancelRequest\x1a\x19.pilfer.v1.CancelResponse\x12=\n\x06Status\x12\x18.pilfer.v1.StatusRequest\x1a\x19.pilfer.v1.StatusResponse\x12\x36\n\x03Log\x12\x15.pilfer.v1.LogRequest\x1a\x16.pilfer.v1.LogResponse0\x01\x12\x37\n\x04List\x12\x16.pilfer.v1.ListRequest\x1a\x17.pilfer.v1.ListResponse\x12<\n\x05Watch\x12\x17.pilfer.v1.WatchRequest\x1a\x18.pilfer.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pilfer/v1/tasks.proto\x12\tpilfer.v1\x1a\x17pilfer/v1/records.proto\"8\n\x07NewTask\x12\n\n\x02id\x18\x01 \x01(\t\x12!\n\x04spec\x18\x02 \x01(\x0b\x32\x13.pilfer.v1.TaskSpec\"I\n\rSubmitRequest\x12!\n\x05tasks\x18\x01 \x03(\x0b\x32\x12.pilfer.v1.NewTask\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"\x1d\n\x0eSubmitResponse\x12\x0b\n\x03ids\x18\x01 \x03(\t\"\x1c\n\rCancelRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"f\n\x0c\x43\x61ncelResult\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x04step\x18\x02 \x01(\x0e\x32\x15.pilfer.v1.CancelStep\x12%\n\x06status\x18\x03 \x01(\x0e\x32\x15.pilfer.v1.TaskStatus\":\n\x0e\x43\x61ncelResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.pilfer.v1.CancelResult\"\x1c\n\rStatusRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"0\n\x0eStatusResponse\x12\x1e\n\x05tasks\x18\x01 \x03(\x0b\x32\x0f.pilfer.v1.Task\"\x8e\x02\n\nLogRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12$\n\x06stream\x18\x02 \x01(\x0e\x32\x14.pilfer.v1.LogStream\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x17\n\ntail_lines\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07\x61ttempt\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\rstdout_offset\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x1a\n\rstderr_offset\x18\x07 \x01(\x03H\x03\x88\x01\x01\x12\x18\n\x10through_attempts\x18\x08 \x01(\x08\x42\r\n\x0b_tail_linesB\n\n\x08_attemptB\x10\n\x0e_stdout_offsetB\x10\n\x0e_stderr_offset\"\x89\x01\n\x0bLogResponse\x12$\n\x06stream\x18\x01 \x01(\x0e\x32\x14.pilfer.v1.LogStream\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0e\n\x06notice\x18\x05 \x01(\t\x12\x15\n\rmissing_bytes\x18\x06 \x01(\x03\"\xf2\x01\n\x0bListRequest\x12*\n\x06status\x18\x01 \x01(\x0e\x32\x15.pilfer.v1.TaskStatusH\x00\x88\x01\x01\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x32\n\x06labels\x18\x03 \x03(\x0b\x32\".pilfer.v1.ListRequest.LabelsEntry\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x14\n\x0cnewest_first\x18\x06 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\t\n\x07_status\"G\n\x0cListResponse\x12\x1e\n\x05tasks\x18\x01 \x03(\x0b\x32\x0f.pilfer.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd2\x01\n\x0cWatchRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x1a\n\rfrom_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x33\n\x06labels\x18\x03 \x03(\x0b\x32#.pilfer.v1.WatchRequest.LabelsEntry\x12\x12\n\nended_only\x18\x04 \x01(\x08\x12\x0f\n\x07grouped\x18\x05 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_from_revision\"\x89\x01\n\rWatchResponse\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.pilfer.v1.Task\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07\x64\x65leted\x18\x03 \x01(\x08\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\'\n\x05group\x18\x05 \x03(\x0b\x32\x18.pilfer.v1.WatchResponse*\x98\x01\n\nCancelStep\x12\x1b\n\x17\x43\x41NCEL_STEP_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41NCEL_STEP_CANCELED\x10\x01\x12\x19\n\x15\x43\x41NCEL_STEP_REQUESTED\x10\x02\x12\x1d\n\x19\x43\x41NCEL_STEP_ALREADY_ENDED\x10\x03\x12\x19\n\x15\x43\x41NCEL_STEP_NOT_FOUND\x10\x04*U\n\tLogStream\x12\x1a\n\x16LOG_STREAM_UNSPECIFIED\x10\x00\x12\x15\n\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n\x11LOG_STREAM_STDERR\x10\x02\x32\xf9\x02\n\x0bTaskService\x12=\n\x06Submit\x12\x18.pilfer.v1.SubmitRequest\x1a\x19.pilfer.v1.SubmitResponse\x12=\n\x06\x43\x61ncel\x12\x18.pilfer.v1.CancelRequest\x1a\x19.pilfer.v1.CancelResponse\x12=\n\x06Status\x12\x18.pilfer.v1.StatusRequest\x1a\x19.pilfer.v1.StatusResponse\x12\x36\n\x03Log\x12\x15.pilfer.v1.LogRequest\x1a\x16.pilfer.v1.LogResponse0\x01\x12\x37\n\x04List\x12\x16.pilfer.v1.ListRequest\x1a\x17.pilfer.v1.ListResponse\x12<\n\x05Watch\x12\x17.pilfer.v1.WatchRequest\x1a\x18.pilfer.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_WATCHREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_WATCHREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CANCELSTEP']._serialized_start=1560
-  _globals['_CANCELSTEP']._serialized_end=1712
-  _globals['_LOGSTREAM']._serialized_start=1714
-  _globals['_LOGSTREAM']._serialized_end=1799
+  _globals['_CANCELSTEP']._serialized_start=1584
+  _globals['_CANCELSTEP']._serialized_end=1736
+  _globals['_LOGSTREAM']._serialized_start=1738
+  _globals['_LOGSTREAM']._serialized_end=1823
   _globals['_NEWTASK']._serialized_start=61
   _globals['_NEWTASK']._serialized_end=117
   _globals['_SUBMITREQUEST']._serialized_start=119
@@ -58,20 +58,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSRESPONSE']._serialized_end=497
   _globals['_LOGREQUEST']._serialized_start=500
   _globals['_LOGREQUEST']._serialized_end=770
-  _globals['_LOGRESPONSE']._serialized_start=772
-  _globals['_LOGRESPONSE']._serialized_end=886
-  _globals['_LISTREQUEST']._serialized_start=889
-  _globals['_LISTREQUEST']._serialized_end=1131
-  _globals['_LISTREQUEST_LABELSENTRY']._serialized_start=1075
-  _globals['_LISTREQUEST_LABELSENTRY']._serialized_end=1120
-  _globals['_LISTRESPONSE']._serialized_start=1133
-  _globals['_LISTRESPONSE']._serialized_end=1204
-  _globals['_WATCHREQUEST']._serialized_start=1207
-  _globals['_WATCHREQUEST']._serialized_end=1417
-  _globals['_WATCHREQUEST_LABELSENTRY']._serialized_start=1075
-  _globals['_WATCHREQUEST_LABELSENTRY']._serialized_end=1120
-  _globals['_WATCHRESPONSE']._serialized_start=1420
-  _globals['_WATCHRESPONSE']._serialized_end=1557
-  _globals['_TASKSERVICE']._serialized_start=1802
-  _globals['_TASKSERVICE']._serialized_end=2179
+  _globals['_LOGRESPONSE']._serialized_start=773
+  _globals['_LOGRESPONSE']._serialized_end=910
+  _globals['_LISTREQUEST']._serialized_start=913
+  _globals['_LISTREQUEST']._serialized_end=1155
+  _globals['_LISTREQUEST_LABELSENTRY']._serialized_start=1099
+  _globals['_LISTREQUEST_LABELSENTRY']._serialized_end=1144
+  _globals['_LISTRESPONSE']._serialized_start=1157
+  _globals['_LISTRESPONSE']._serialized_end=1228
+  _globals['_WATCHREQUEST']._serialized_start=1231
+  _globals['_WATCHREQUEST']._serialized_end=1441
+  _globals['_WATCHREQUEST_LABELSENTRY']._serialized_start=1099
+  _globals['_WATCHREQUEST_LABELSENTRY']._serialized_end=1144
+  _globals['_WATCHRESPONSE']._serialized_start=1444
+  _globals['_WATCHRESPONSE']._serialized_end=1581
+  _globals['_TASKSERVICE']._serialized_start=1826
+  _globals['_TASKSERVICE']._serialized_end=2203
 # @@protoc_insertion_point(module_scope)

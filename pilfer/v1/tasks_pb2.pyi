@@ -107,18 +107,20 @@ class LogRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., stream: _Optional[_Union[LogStream, str]] = ..., follow: _Optional[bool] = ..., tail_lines: _Optional[int] = ..., attempt: _Optional[int] = ..., stdout_offset: _Optional[int] = ..., stderr_offset: _Optional[int] = ..., through_attempts: _Optional[bool] = ...) -> None: ...
 
 class LogResponse(_message.Message):
-    __slots__ = ("stream", "data", "attempt", "offset", "notice")
+    __slots__ = ("stream", "data", "attempt", "offset", "notice", "missing_bytes")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
+    MISSING_BYTES_FIELD_NUMBER: _ClassVar[int]
     stream: LogStream
     data: bytes
     attempt: int
     offset: int
     notice: str
-    def __init__(self, stream: _Optional[_Union[LogStream, str]] = ..., data: _Optional[bytes] = ..., attempt: _Optional[int] = ..., offset: _Optional[int] = ..., notice: _Optional[str] = ...) -> None: ...
+    missing_bytes: int
+    def __init__(self, stream: _Optional[_Union[LogStream, str]] = ..., data: _Optional[bytes] = ..., attempt: _Optional[int] = ..., offset: _Optional[int] = ..., notice: _Optional[str] = ..., missing_bytes: _Optional[int] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ("status", "name", "labels", "page_size", "page_token", "newest_first")

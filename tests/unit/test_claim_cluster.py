@@ -22,7 +22,7 @@ from node.core.claim import ClaimSettings, Situation, plan_claims
 from node.core.model import Capacity, Requirements
 from node.core.peers import Peers, Place
 from node.core.queue_view import QueueView
-from node.core.requirements import Ledger, Reservation, reservation
+from node.core.requirements import NO_TERMS, Ledger, Reservation, Terms, reservation
 from node.running.rates import Turnover
 from node.running.runner import WAIT_MAX_S
 
@@ -244,8 +244,8 @@ class IndependentPlace(Place):
 
 
 class IndependentPeers(Peers):
-    def place(self, needs: Reservation) -> Place | None:
-        place = super().place(needs)
+    def place(self, needs: Reservation, demanded: Terms = NO_TERMS) -> Place | None:
+        place = super().place(needs, demanded)
         if place is None:
             return None
         own = type("OwnPlace", (IndependentPlace,), {"salt": self.me.encode()})

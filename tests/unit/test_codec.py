@@ -41,6 +41,8 @@ REQUIREMENTS = st.builds(
     pids=INT64,
     io_read_bytes_per_s=st.none() | INT64,
     io_write_bytes_per_s=st.none() | INT64,
+    scratch_bytes=st.none() | INT64,
+    require_limits=st.booleans(),
 )
 SPECS = st.builds(
     TaskSpec,
@@ -122,6 +124,8 @@ def test_a_spec_comes_back_as_it_was_whatever_is_in_it(spec: TaskSpec) -> None:
         pids=SIZES,
         io_read_bytes_per_s=st.none() | SIZES,
         io_write_bytes_per_s=st.none() | SIZES,
+        scratch_bytes=st.none() | SIZES,
+        require_limits=st.booleans(),
     )
 )
 def test_an_offer_comes_back_as_it_was(requirements: Requirements) -> None:
