@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import time
-from collections import deque
 
 from isolation import _sandbox, namespaces, plan, privileges, seccomp
 from isolation.cgroup import Group, Parent
@@ -20,25 +19,7 @@ from isolation.mounts import View
 from isolation.sandbox import Sandbox
 from isolation.scratch import ScratchRoot
 from isolation.spec import SandboxSpec
-
-
-class Uids:
-    """Who sandboxes run as: one user for all, or one of a range for each."""
-
-    def __init__(self, base: int, count: int) -> None:
-        self._base = base
-        self._free = deque(range(base, base + count)) if count > 1 else None
-
-    def take(self) -> int:
-        if self._free is None:
-            return self._base
-        if not self._free:
-            raise StepFailed("user", errno.EAGAIN, "", "every user id of the range is in use")
-        return self._free.popleft()
-
-    def give_back(self, uid: int) -> None:
-        if self._free is not None:
-            self._free.append(uid)
+from isolation.users import Users
 
 
 class Launcher:
@@ -51,13 +32,15 @@ class Launcher:
         scratch: ScratchRoot,
         networks: namespaces.NetworkPool,
         view: View,
+        *,
+        users: Users,
     ) -> None:
         self._allow_host_network = config.allow_host_network
         self._parent = parent
         self._scratch = scratch
         self._networks = networks
         self._view = view
-        self._uids = Uids(config.uid_base, config.uid_count)
+        self._users = users
         self._nofile = privileges.nofile_bounds()
         self._filter = seccomp.program()
         self._next_token = 0
@@ -67,9 +50,9 @@ class Launcher:
         if spec.host_network and not self._allow_host_network:
             raise StepFailed("network", errno.EPERM, "host", "this node does not allow the host's network to tasks")
         with contextlib.ExitStack() as undo:
-            uid = self._uids.take()
-            undo.callback(self._uids.give_back, uid)
-            self._scratch.make(spec.id, uid)
+            uid = self._users.take()
+            undo.callback(self._users.give_back, uid)
+            self._scratch.make(spec.id, uid, self._users.gid)
             undo.callback(self._scratch.remove, spec.id)
             group = self._parent.acquire(spec.id)
             undo.callback(group.release)
@@ -80,7 +63,14 @@ class Launcher:
             attachments = self._view.attach(spec.mounts)
             try:
                 resources = plan.Resources(
-                    group.task_fds, network_fd, attachments, uid, stdio, self._nofile, self._filter
+                    task_fds=group.task_fds,
+                    network_fd=network_fd,
+                    attachments=attachments,
+                    uid=uid,
+                    gid=self._users.gid,
+                    stdio=stdio,
+                    nofile=self._nofile,
+                    filter=self._filter,
                 )
                 sandbox = self._clone(spec, resources, group)
             finally:
@@ -110,4 +100,4 @@ class Launcher:
         sandbox.group.release()
         if sandbox.network_fd is not None:
             self._networks.give_back(sandbox.network_fd)
-        self._uids.give_back(sandbox.uid)
+        self._users.give_back(sandbox.uid)

@@ -67,6 +67,7 @@ class Resources:
     network_fd: int | None
     attachments: Sequence[Attachment]
     uid: int
+    gid: int
     #: stdin, stdout, stderr; none of them is 0 to 3.
     stdio: tuple[int, int, int]
     nofile: tuple[int, int]
@@ -142,7 +143,7 @@ def _identity(r: Resources) -> list[Step]:
     return [
         Step("limits", "descriptors", (0, sys_.SYS_prlimit64, 0, _RLIMIT_NOFILE, bounds, 0)),
         Step("user", subject, (0, sys_.SYS_setgroups, 0, None)),
-        Step("user", subject, (0, sys_.SYS_setresgid, r.uid, r.uid, r.uid)),
+        Step("user", subject, (0, sys_.SYS_setresgid, r.gid, r.gid, r.gid)),
         Step("user", subject, (0, sys_.SYS_setresuid, r.uid, r.uid, r.uid)),
         Step("death signal", "", (0, sys_.SYS_prctl, kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)),
         Step("death signal", "", (0, sys_.SYS_prctl, kernel.PR_SET_DUMPABLE, 0, 0, 0, 0)),

@@ -50,16 +50,16 @@ class ScratchRoot:
         os.mkdir(SPARE, 0o700, dir_fd=self.fd)
         self._spare = os.open(SPARE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
 
-    def make(self, name: str, uid: int) -> None:
+    def make(self, name: str, uid: int, gid: int) -> None:
         """An empty directory of that owner. Raises OSError."""
         if not self._spares:
             os.mkdir(name, 0o700, dir_fd=self.fd)
-            os.chown(name, uid, uid, dir_fd=self.fd)
+            os.chown(name, uid, gid, dir_fd=self.fd)
             return
         spare, owner = self._spares.pop()
         os.rename(spare, name, src_dir_fd=self._spare, dst_dir_fd=self.fd)
         if owner != uid:
-            os.chown(name, uid, uid, dir_fd=self.fd)
+            os.chown(name, uid, gid, dir_fd=self.fd)
 
     def remove(self, name: str) -> None:
         """Out of sight at once: kept for the next one where it is empty, else handed to `tidy`."""

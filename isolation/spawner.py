@@ -42,6 +42,7 @@ from isolation.sandbox import FENCE, REPORT_BYTES, STOP, TIMEOUT, Kind, Notice, 
 from isolation.scratch import ScratchRoot
 from isolation.spec import HostReport, SandboxSpec, SetupFailed
 from isolation.timers import Timers
+from isolation.users import find_users
 
 #: From clone to exec; longer means that a step hangs in the kernel (a dead file server).
 START_LIMIT_S = 30.0
@@ -108,8 +109,9 @@ class Spawner:
         proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._networks = namespaces.NetworkPool(proc_fd)
         self._networks.fill(NETWORKS_AHEAD)
+        users, missing = find_users(self._config, proc_fd)
         view = View(self._config, proc_fd)
-        self._launcher = Launcher(self._config, self._parent, self._scratch, self._networks, view)
+        self._launcher = Launcher(self._config, self._parent, self._scratch, self._networks, view, users=users)
         privileges.drop_for_good()
         self._fence = Fence(
             self._parent, self._timers, kill_all=self._kill_all, kill_unfrozen=self._kill_unfrozen, log=log
@@ -117,7 +119,7 @@ class Spawner:
         gc.collect()
         gc.freeze()
         memory.keep_out_of_forks(proc_fd)
-        self._send(HostReport(self._parent.version, not_enforced, os.getpid()))
+        self._send(HostReport(self._parent.version, (*not_enforced, *missing), os.getpid()))
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from isolation.config import FIRST_UID, UID_COUNT
 from isolation.spec import SCRATCH_DIR
 from tests.isolation_live.conftest import PATH, Runner, names_in
 from tests.support.wait import wait_until
@@ -52,8 +53,10 @@ async def test_identity_and_privileges(runner: Runner) -> None:
         assert int(fields[capabilities], 16) == 0
     assert fields["NoNewPrivs"] == "1"
     assert fields["Seccomp"] == "2"
-    assert fields["Uid"].split() == fields["Gid"].split() == ["65534"] * 4
-    assert fields["Groups"].split() in ([], ["65534"])
+    (uid,) = set(fields["Uid"].split())
+    assert FIRST_UID <= int(uid) < FIRST_UID + UID_COUNT
+    assert set(fields["Gid"].split()) == {str(FIRST_UID)}
+    assert fields["Groups"].split() == []
     assert fields["SigBlk"] == fields["SigIgn"] == fields["SigCgt"] == "0" * 16
 
 

@@ -21,6 +21,7 @@ RESOURCES = plan.Resources(
     network_fd=22,
     attachments=(),
     uid=65534,
+    gid=65533,
     stdio=(30, 31, 32),
     nofile=(1024, 4096),
     filter=b"\0" * 16,

@@ -29,9 +29,9 @@ def _tidy(scratch: ScratchRoot) -> int:
 def test_made_and_removed(root: Path) -> None:
     scratch = ScratchRoot(root)
     assert root.stat().st_mode & 0o777 == 0o700
-    scratch.make("a", os.getuid())
+    scratch.make("a", os.getuid(), os.getgid())
     with pytest.raises(FileExistsError):
-        scratch.make("a", os.getuid())
+        scratch.make("a", os.getuid(), os.getgid())
     scratch.remove("a")
     scratch.remove("a")
     assert names_in(root) == [SPARE, TRASH]
@@ -41,10 +41,10 @@ def test_made_and_removed(root: Path) -> None:
 
 def test_an_empty_one_is_used_again_as_if_it_were_new(root: Path) -> None:
     scratch = ScratchRoot(root)
-    scratch.make("a", os.getuid())
+    scratch.make("a", os.getuid(), os.getgid())
     inode = (root / "a").stat().st_ino
     scratch.remove("a")
-    scratch.make("b", os.getuid())
+    scratch.make("b", os.getuid(), os.getgid())
     assert (root / "b").stat().st_ino == inode
     assert names_in(root) == [SPARE, TRASH, "b"]
     scratch.remove("b")
@@ -55,7 +55,7 @@ def test_an_empty_one_is_used_again_as_if_it_were_new(root: Path) -> None:
 @pytest.mark.parametrize("trace", ["mode", "attribute", "file"])
 def test_one_with_a_trace_of_its_task_is_not_used_again(root: Path, trace: str) -> None:
     scratch = ScratchRoot(root)
-    scratch.make("a", os.getuid())
+    scratch.make("a", os.getuid(), os.getgid())
     if trace == "mode":
         (root / "a").chmod(0o711)
     elif trace == "attribute":
@@ -64,7 +64,7 @@ def test_one_with_a_trace_of_its_task_is_not_used_again(root: Path, trace: str) 
         (root / "a" / "file").touch()
     scratch.remove("a")
     assert names_in(root / SPARE) == []
-    scratch.make("b", os.getuid())
+    scratch.make("b", os.getuid(), os.getgid())
     assert (root / "b").stat().st_mode & 0o777 == 0o700
     assert os.listxattr(root / "b") == []
     assert names_in(root / "b") == []
@@ -75,7 +75,7 @@ def test_one_with_a_trace_of_its_task_is_not_used_again(root: Path, trace: str) 
 
 def test_removal_of_much_goes_in_steps(root: Path) -> None:
     scratch = ScratchRoot(root)
-    scratch.make("a", os.getuid())
+    scratch.make("a", os.getuid(), os.getgid())
     for i in range(STEP_ENTRIES * 3):
         (root / "a" / str(i)).touch()
     scratch.remove("a")
@@ -87,7 +87,7 @@ def test_removal_of_much_goes_in_steps(root: Path) -> None:
 
 def test_deep_nesting_takes_no_depth(root: Path) -> None:
     scratch = ScratchRoot(root)
-    scratch.make("a", os.getuid())
+    scratch.make("a", os.getuid(), os.getgid())
     here = os.open(root / "a", os.O_RDONLY)
     for _ in range(3000):  # far beyond the recursion limit, and PATH_MAX
         os.mkdir("d" * 20, dir_fd=here)
@@ -106,7 +106,7 @@ def test_links_are_removed_and_not_followed(root: Path, tmp_path: Path) -> None:
     outside.mkdir()
     (outside / "kept").touch()
     scratch = ScratchRoot(root)
-    scratch.make("a", os.getuid())
+    scratch.make("a", os.getuid(), os.getgid())
     (root / "a" / "link").symlink_to(outside)
     (root / "a" / "dangling").symlink_to("/nowhere")
     os.mkfifo(root / "a" / "fifo")
