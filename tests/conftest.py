@@ -13,7 +13,7 @@ from tests.support.leaks import Belongings
 pytest_plugins = ["tests.support.etcd_process"]
 
 #: In these, every test is checked: they start processes and mount things.
-_CHECKED = ("node_live", "isolation_live")
+_CHECKED = ("node_live", "isolation_live", "hostile")
 
 #: What was closed may take a moment to be gone (a child to be reaped, a socket to be dropped by grpc's thread).
 _PATIENCE_S = 5.0

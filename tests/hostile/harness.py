@@ -1,0 +1,156 @@
+"""Running attacks, where they must fail and where they may succeed.
+
+An attack is a script in `attacks/`, for the plain Python of the machine. It says one line per attempt (see
+`attacks/attempts.py`); a test states what must come out. An attack that fails means something only if it works without
+the protection that it is aimed at, so it is also run in one of these places:
+
+* `throwaway`: new namespaces of every kind for an ordinary user, who is root in them and nowhere else; no seccomp, no
+  control group, no view of its own;
+* `weakened` (`weaken.py`): a sandbox as any other, with one protection left out;
+* the guest (`tests/guest`), as root: for what only the real root may do.
+
+Never the machine itself: `attacks/guard.py` refuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from isolation.client import Sandbox
+from isolation.spec import BindMount, Ended, SandboxSpec
+from tests.isolation_live.conftest import PATH, Runner, text
+from tests.support.wait import wait_until
+
+ATTACKS = Path(__file__).parent / "attacks"
+#: Where attacks lie in a sandbox.
+PLACE = "/attacks"
+PYTHON = ("/usr/bin/python3", "-S", "-B")
+#: See `attacks/guard.py`.
+MARKER = "PILFER_HOSTILE"
+REFUSED = 99
+
+REFUSED_EPERM = "refused EPERM"
+
+#: An ordinary user that has nothing and whom nobody else uses.
+_THROWAWAY_UID = "65533"
+_THROWAWAY = """
+mount -t tmpfs -o mode=755,size=1m attacks /mnt
+mkdir /mnt/attacks
+mount --bind "$1" /mnt/attacks
+mount -o remount,bind,ro /mnt/attacks
+mount -t tmpfs -o mode=1777,size=64m tmp /tmp
+cd /tmp
+user=$2
+shift 2
+exec prlimit --nproc=400 --as=2147483648 --cpu=60 --core=0 -- \
+  setpriv --reuid "$user" --regid "$user" --clear-groups --inh-caps=-all -- \
+  unshare --user --map-root-user --pid --mount --mount-proc --net --ipc --uts --cgroup --fork --kill-child -- "$@"
+"""
+_THROWAWAY_TIMEOUT_S = 100.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an attack said, and how it ended."""
+
+    #: Name of the attempt -> outcome: `refused EPERM`, `killed SIGSYS`, `SUCCEEDED ...`. The last word counts.
+    said: Mapping[str, str]
+    stdout: str
+    stderr: str
+    #: None: it ran in no sandbox.
+    ended: Ended | None = None
+    #: Of the command; None where a signal ended it.
+    exit_code: int | None = None
+
+    @property
+    def succeeded(self) -> frozenset[str]:
+        """The attempts that did what they were meant to do."""
+        return frozenset(name for name, outcome in self.said.items() if outcome.startswith("SUCCEEDED"))
+
+    def get(self, name: str) -> str:
+        """The outcome of one attempt. Raises AssertionError, with all that was said, where there is none."""
+        if name not in self.said:
+            raise AssertionError(f"no attempt {name!r} was made; said: {dict(self.said)}; stderr: {self.stderr}")
+        return self.said[name]
+
+
+class Hostile:
+    """Runs attacks in the sandboxes of one spawner."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.marker = marker()
+
+    def spec(
+        self,
+        attack: str,
+        *args: str,
+        mounts: tuple[BindMount, ...] = (),
+        env: Mapping[str, str] | None = None,
+        **fields: Any,
+    ) -> SandboxSpec:
+        """`attack`: name of the script, without `.py`. The rest as `Runner.spec` has it."""
+        argv = (*PYTHON, f"{PLACE}/{attack}.py", *args)
+        return self.runner.spec(*argv, mounts=(here(), *mounts), env={**self.environment, **(env or {})}, **fields)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What lets an attack through the guard, for a spec that a test makes by itself."""
+        return {MARKER: self.marker}
+
+    async def run(self, attack: str, *args: str, stdin: bytes = b"", **fields: Any) -> Report:
+        """To its end."""
+        sandbox, out, err = await self.runner.launch(self.spec(attack, *args, **fields), stdin=stdin)
+        ended = await sandbox.wait()
+        return _report(text(out), text(err), ended, ended.exit_code)
+
+    async def start(self, attack: str, *args: str, says: str = "", **fields: Any) -> Sandbox:
+        """Returns when its output has `says`; it runs on."""
+        sandbox, out, err = await self.runner.launch(self.spec(attack, *args, **fields))
+        await wait_until(lambda: says in text(out), what=f"{attack} says {says!r}; it said {text(err)!r}")
+        return sandbox
+
+
+def here() -> BindMount:
+    """The attacks, for a task."""
+    return BindMount(str(ATTACKS.resolve()), PLACE)
+
+
+def marker() -> str:
+    """See `attacks/guard.py`: a word of its own, and the namespaces in which no attack may run."""
+    names = [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "mnt")]
+    return " ".join([uuid4().hex, *names])
+
+
+async def throwaway(attack: str, *args: str, env: Mapping[str, str] | None = None) -> Report:
+    """Runs it to its end as the root of namespaces that are gone with it, and is an ordinary user outside of them."""
+    return await asyncio.to_thread(run_throwaway, (*PYTHON, f"/mnt/attacks/{attack}.py", *args), env or {})
+
+
+def run_throwaway(argv: tuple[str, ...], env: Mapping[str, str]) -> Report:
+    """Any command in such a place; the attacks are in /mnt/attacks, /tmp is its own."""
+    command = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", _THROWAWAY]
+    done = subprocess.run(
+        [*command, "sh", str(ATTACKS.resolve()), _THROWAWAY_UID, *argv],
+        env={"PATH": f"{PATH}:/usr/sbin:/sbin", MARKER: marker(), **env},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=_THROWAWAY_TIMEOUT_S,  # kills it, and --kill-child kills all that it started
+    )
+    code = done.returncode if done.returncode >= 0 else None
+    return _report(done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"), None, code)
+
+
+def _report(stdout: str, stderr: str, ended: Ended | None, exit_code: int | None) -> Report:
+    if exit_code == REFUSED:
+        raise AssertionError(f"the guard refused: {stderr}")
+    lines = (line.partition(": ") for line in stdout.splitlines())
+    said = {name: outcome.strip() for name, colon, outcome in lines if colon}
+    return Report(said, stdout, stderr, ended, exit_code)
