@@ -24,8 +24,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from node.config_values import (
+    DEFAULT_UIDS,
     Listen,
     Share,
+    Uids,
     parse_boolean,
     parse_count_from,
     parse_cpu,
@@ -39,6 +41,7 @@ from node.config_values import (
     parse_prefixes,
     parse_shares,
     parse_size_from,
+    parse_uids,
 )
 from node.units import format_duration, format_size, parse_duration, parse_size
 
@@ -52,6 +55,9 @@ _CONFIG_VARIABLE: Final = ENV_PREFIX + "CONFIG"
 LEASE_TTL_MIN_S: Final = 2.0
 #: Below this a sandbox does not even start a shell reliably.
 MEMORY_MIN_BYTES: Final = 16 * 2**20
+#: Less than what a follower may be behind, and the log would be all gap.
+LOG_LIMIT_MIN_BYTES: Final = 2**20
+SCRATCH_LIMIT_MIN_BYTES: Final = 2**20
 #: etcd refuses to be useful much below this; its own default is 2 GiB, its advised maximum 8 GiB.
 ETCD_QUOTA_MIN_BYTES: Final = 64 * 2**20
 
@@ -87,6 +93,12 @@ class Settings:
     allow_mounts: tuple[str, ...] = ()
     #: Tasks may ask for the host's network.
     allow_host_network: bool = False
+    #: Whom tasks run as, where the node runs as root.
+    uids: Uids = DEFAULT_UIDS
+    #: Kept of the output of one attempt, both streams together; of what is longer, the beginning and the end.
+    log_limit_bytes: int = 256 * 2**20
+    #: The most that a task may keep in its scratch directory. None: a quarter of the file system that it is on.
+    scratch_limit_bytes: int | None = None
     lease_ttl_s: float = 5.0
     #: None: searched for beside the interpreter and on PATH.
     etcd_binary: Path | None = None
@@ -139,6 +151,9 @@ _OPTIONS: Final = (
     _Option("share", "shares", parse_shares),
     _Option("allow_mount", "allow_mounts", parse_prefixes),
     _Option("allow_host_network", "allow_host_network", parse_boolean),
+    _Option("uids", "uids", parse_uids),
+    _Option("log_limit", "log_limit_bytes", parse_size_from(LOG_LIMIT_MIN_BYTES)),
+    _Option("scratch_limit", "scratch_limit_bytes", parse_size_from(SCRATCH_LIMIT_MIN_BYTES)),
     _Option("lease_ttl", "lease_ttl_s", parse_duration_from(LEASE_TTL_MIN_S)),
     _Option("etcd", "etcd_binary", parse_path),
     _Option("etcd_quota", "etcd_quota_bytes", parse_size_from(ETCD_QUOTA_MIN_BYTES)),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from isolation.config import FIRST_UID, UID_COUNT, problem_of_uids
 from node.units import format_duration, format_size, parse_bool, parse_duration, parse_size
 
 #: Of the API, where nothing else is said; etcd's ports are this plus 1 and 2 where they are free.
@@ -31,6 +32,20 @@ class Share:
 
     def __str__(self) -> str:
         return f"{self.path}:{'ro' if self.read_only else 'rw'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Uids:
+    """The user ids that tasks run as, each task as one of its own. The first is also the group of all tasks."""
+
+    first: int = FIRST_UID
+    count: int = UID_COUNT
+
+    def __str__(self) -> str:
+        return f"{self.first}:{self.count}"
+
+
+DEFAULT_UIDS: Final = Uids()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +142,19 @@ def parse_count_from(minimum: int) -> Callable[[object], int]:
         return count
 
     return parse
+
+
+def parse_uids(value: object) -> Uids:
+    """`FIRST:COUNT`. Raises ValueError."""
+    text = parse_text(value)
+    first, separator, count = text.partition(":")
+    if not (separator and first.isdecimal() and count.isdecimal()):
+        raise ValueError(f"{text!r} is not FIRST:COUNT, such as {DEFAULT_UIDS}")
+    uids = Uids(int(first), int(count))
+    problem = problem_of_uids(uids.first, uids.count)
+    if problem:
+        raise ValueError(problem)
+    return uids
 
 
 def parse_log_level(value: object) -> str:

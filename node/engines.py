@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
@@ -71,7 +71,9 @@ async def start_engines(
     get_authority: fetches the authority's key. on_voters: told HOST:PORT of the voters whenever they change.
     """
     binary = find_etcd(str(settings.etcd_binary) if settings.etcd_binary else None)
-    capacity = host_capacity(settings.cpu, settings.memory_bytes)
+    capacity = host_capacity(
+        settings.cpu, settings.memory_bytes, scratch=data.scratch, scratch_bytes=settings.scratch_limit_bytes
+    )
     tls = _tls(foothold.trust)
     peers = PeerChannels(lambda: _channel_credentials(foothold.trust))
     stack.push_async_callback(peers.close)
@@ -100,7 +102,7 @@ async def start_engines(
     batcher = await stack.enter_async_context(Batcher(etcd))
     return Engines(
         binary=binary,
-        capacity=capacity,
+        capacity=replace(capacity, limits=frozenset(spawner.report.limits)),
         spawner=spawner,
         membership=membership,
         etcd=etcd,
@@ -156,4 +158,7 @@ def _spawner_config(settings: Settings, data: DataDir, capacity: Capacity) -> Sp
         allow_host_network=settings.allow_host_network,
         hidden=(data.path,),
         memory_bytes=capacity.memory_bytes,
+        uid_base=settings.uids.first,
+        uid_count=settings.uids.count,
+        gid=settings.uids.first,
     )

@@ -12,18 +12,20 @@ from node.core.model import Capacity
 #: Share of the host's memory that tasks may have where nothing else is set; the rest is for the node and the system.
 MEMORY_SHARE = 0.9
 
+#: Share of a file system that one task's scratch may take: tasks are few, and a hog must leave room for the node.
+SCRATCH_SHARE = 0.25
 
-def host_capacity(cpu: float | None, memory_bytes: int | None) -> Capacity:
-    """The set values, or what the host has: CPUs this process may use, and nine tenths of the memory it may use.
 
-    >>> host_capacity(2.5, 1 << 30)
-    Capacity(cpu=2.5, memory_bytes=1073741824)
-    """
+def host_capacity(cpu: float | None, memory_bytes: int | None, *, scratch: Path, scratch_bytes: int | None) -> Capacity:
+    """The set values, or what the host has: CPUs this process may use, nine tenths of the memory it may use, and for
+    the scratch directory of each task a quarter of the file system of `scratch`."""
     if cpu is None:
         cpu = float(len(os.sched_getaffinity(0)))
     if memory_bytes is None:
         memory_bytes = int(min(psutil.virtual_memory().total, _cgroup_memory_limit()) * MEMORY_SHARE)
-    return Capacity(cpu=cpu, memory_bytes=memory_bytes)
+    if scratch_bytes is None:
+        scratch_bytes = int(psutil.disk_usage(str(scratch)).total * SCRATCH_SHARE)
+    return Capacity(cpu=cpu, memory_bytes=memory_bytes, scratch_bytes=scratch_bytes)
 
 
 def _cgroup_memory_limit() -> int:

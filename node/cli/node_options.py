@@ -33,6 +33,15 @@ _FLAGS: tuple[tuple[str, dict[str, object]], ...] = (
     ("--share", {"metavar": "PATH[:ro|rw]", "multiple": True, "help": "A host path that every task sees; repeatable."}),
     ("--allow-mount", {"metavar": "PREFIX", "multiple": True, "help": "Where --mount of tasks may take its source."}),
     ("--allow-host-network", {"is_flag": True, "default": None, "help": "Tasks may ask for the host's network."}),
+    (
+        "--uids",
+        {"metavar": "FIRST:COUNT", "help": "User ids of tasks. Default 2046820352:65536."},
+    ),
+    ("--log-limit", {"metavar": "SIZE", "help": "Kept of one task's output: its beginning and end. Default 256M."}),
+    (
+        "--scratch-limit",
+        {"metavar": "SIZE", "help": "The most in one task's scratch directory. Default: a quarter of its file system."},
+    ),
     ("--insecure", {"is_flag": True, "default": None, "help": "Plain TCP; refused beyond loopback."}),
     ("--config", {"metavar": "FILE", "help": "TOML file. Default: node.toml in the data directory, then /etc/pilfer."}),
     ("--lease-ttl", {"metavar": "TIME", "help": "How long a silent node counts as alive. Default 5s, at least 2s."}),

@@ -53,7 +53,7 @@ _OPTIONS: tuple[Callable[[Callable[..., object]], Callable[..., object]], ...] =
     click.option("--io-read", type=RATE, metavar="RATE", help="Bytes read per second: 10M."),
     click.option("--io-write", type=RATE, metavar="RATE", help="Bytes written per second: 10M."),
     click.option("--scratch", type=SIZE, metavar="SIZE", help="What its scratch directory may hold: 500M, 20G."),
-    click.option("--require-limits", is_flag=True, default=None, help="Only nodes that enforce these limits may run it."),
+    click.option("--require-limits", is_flag=True, default=None, help="Only where these limits are enforced."),
     click.option("--timeout", type=DURATION, metavar="TIME", help="Wall time of an attempt: 10s, 5m, 500ms."),
     click.option("--grace", type=DURATION, metavar="TIME", help="From SIGTERM to SIGKILL. Default 5s."),
     click.option("--env", type=PAIR, metavar="K=V", multiple=True, help="Environment of the task; repeatable."),

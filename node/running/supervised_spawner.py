@@ -14,7 +14,7 @@ import logging
 import threading
 
 from isolation.client import Sandbox, Spawner, SpawnerConfig
-from isolation.errors import SpawnerDied
+from isolation.errors import HostLacks, SpawnerDied
 from isolation.spec import HostReport, SandboxSpec
 from node.core.silence import TURN_S, TURNS, Silence
 
@@ -112,6 +112,11 @@ class SupervisedSpawner:
     async def _start_one(self) -> None:
         # `on_died` is called before anybody who waits for a sandbox hears of the death.
         spawner = await Spawner.start(self._config, on_died=lambda _: self._up.clear())
+        lost = set(self._report.limits).difference(spawner.report.limits) if self._report else None
+        if lost:
+            # The node's record promises them, and tasks that demand them were claimed on that promise.
+            await spawner.close()
+            raise HostLacks(f"limits on {', '.join(sorted(lost))} cannot be enforced here any more: restart the node")
         self._report = spawner.report
         with self._lock:
             self._spawner = spawner

@@ -157,6 +157,13 @@ def test_a_file_that_is_no_text_is_refused(data_dir: Path) -> None:
         ("share", "//"),
         ("share", "/no/such/place:ro"),
         ("allow_mount", "/no/such/place"),
+        ("uids", "100000"),
+        ("uids", "0:10"),
+        ("uids", "999:2"),
+        ("uids", "2147483647:2"),
+        ("uids", "65000:1000"),
+        ("log_limit", "1K"),
+        ("scratch_limit", "1K"),
     ],
 )
 def test_a_wrong_value_names_the_setting_and_its_origin(data_dir: Path, key: str, value: str) -> None:
