@@ -516,6 +516,7 @@ static const struct {
     CALL(signalfd4), CALL(umount2), CALL(unshare), CALL(userfaultfd), CALL(write), CALL(acct), CALL(init_module),
     CALL(finit_module), CALL(delete_module), CALL(kcmp), CALL(lookup_dcookie), CALL(mbind), CALL(migrate_pages),
     CALL(move_pages), CALL(set_mempolicy), CALL(settimeofday), CALL(clock_settime), CALL(clock_adjtime),
+    CALL(capset), CALL(close), CALL(ioctl), CALL(openat), CALL(socket),
     CALL(adjtimex), CALL(chroot), CALL(vhangup), CALL(nfsservctl), CALL(fanotify_init), CALL(process_madvise),
 #ifdef SYS_kexec_file_load
     CALL(kexec_file_load),
