@@ -15,14 +15,13 @@ import contextlib
 import errno
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 from isolation import protocol
 from isolation.config import SpawnerConfig
 from isolation.errors import HostLacks, ProtocolError, SandboxFailed, SpawnerDied
+from isolation.process import start as start_process
 from isolation.spec import BindMount, Ended, HostReport, SandboxSpec, SetupFailed, Started
 
 __all__ = [
@@ -41,14 +40,7 @@ REAP_LIMIT_S = 2.0
 REAP_LOOK_S = 0.01
 #: errnos of this host, not of the other end.
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS})
-_BUFFER_BYTES = 4 * 1024 * 1024
 _REPORTS_PER_TURN = 256
-
-_PROGRAM = (
-    "import sys; sys.path[:0] = sys.argv[3:]; from isolation.spawner import main; "
-    "main(int(sys.argv[1]), int(sys.argv[2]))"
-)
-
 
 #: Bytes, descriptors to send along, and the sandbox's id where there is one.
 _Datagram = tuple[bytes, tuple[int, ...], str]
@@ -124,22 +116,7 @@ class Spawner:
         What an earlier run of this host id left is dead by then. `on_died` is called once, on the loop, when the
         process ends without having been asked to. Raises HostLacks, SpawnerDied, TimeoutError.
         """
-        paths = _paths()
-        requests, requests_theirs = _pair()
-        control, control_theirs = _pair()
-        fds = (requests_theirs.fileno(), control_theirs.fileno())
-        # An exec through vfork: no preexec_fn, which would fork a process that has grpc's threads.
-        process = subprocess.Popen(  # noqa: ASYNC220  (the exec itself is awaited by the HostReport)
-            [sys.executable, "-I", "-S", "-c", _PROGRAM, *map(str, fds), *paths],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env={"LC_ALL": "C.UTF-8"},
-            cwd="/",
-            pass_fds=fds,
-            start_new_session=True,
-        )
-        requests_theirs.close()
-        control_theirs.close()
+        process, requests, control = start_process()
         spawner = cls(process, requests, control, on_died)
         # By message, not as an argument: every sandbox can read the arguments of its PID 1.
         spawner._control_send(protocol.Configure(config))
@@ -393,24 +370,3 @@ class _Outbox:
         if self._is_waiting:
             self._is_waiting = False
             self._loop.remove_writer(self._sock.fileno())
-
-
-def _pair() -> tuple[socket.socket, socket.socket]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    for sock in (ours, theirs):
-        # The kernel caps it at net.core.wmem_max; root could go beyond, for nothing.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
-    return ours, theirs
-
-
-def _paths() -> list[str]:
-    """Where the spawner finds this package and python-prctl."""
-    import importlib.util
-
-    found = importlib.util.find_spec("prctl")
-    if found is None or found.origin is None:
-        raise HostLacks("python-prctl is not installed (its build needs gcc and libcap-dev)")
-    if importlib.util.find_spec("isolation._sandbox") is None:
-        raise HostLacks("the C extension isolation/_sandbox.c is not built: `make setup`, or `pip install -e .`")
-    here = Path(__file__).resolve().parent.parent
-    return list(dict.fromkeys([str(here), str(Path(found.origin).parent)]))

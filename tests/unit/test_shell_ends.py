@@ -169,10 +169,10 @@ def _spawners(monkeypatch: pytest.MonkeyPatch, *, starts: list[Spawner], limit: 
     async def start(_config: SpawnerConfig, **options: object) -> Spawner:
         if len(starts) >= limit:
             raise OSError(errno.EAGAIN, "no pids")
-        from isolation.client import _pair
+        from isolation.process import socket_pair
 
-        requests, theirs = _pair()
-        control, control_theirs = _pair()
+        requests, theirs = socket_pair()
+        control, control_theirs = socket_pair()
         process = cast("subprocess.Popen[bytes]", _NoProcess())
         spawner = Spawner(process, requests, control, cast("None", options.get("on_died")))
         spawner.report = HostReport(2, ("io",), 4711)
