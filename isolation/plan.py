@@ -29,12 +29,12 @@ import signal
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from isolation import _sandbox as sys_
 from isolation import kernel
 from isolation.mounts import EMPTY, STAGE, Attachment
 from isolation.spec import SCRATCH_DIR, SandboxSpec
+from isolation.step import Call, Step
 
 #: Descriptor of the report socket, in the spawner and in every PID 1.
 REPORT_FD = 3
@@ -46,16 +46,6 @@ _HOSTNAME_MAX = 63
 
 #: Where a command without a slash is looked for when its environment has no PATH (as execvp(3)).
 DEFAULT_PATH = "/bin:/usr/bin"
-
-#: A system call: the errno that counts as success (0: none), its number, its arguments.
-Call = tuple[int | bytes | list[int | bytes | list[int | bytes]] | None, ...]
-
-
-class Step(NamedTuple):
-    name: str
-    #: The path or value that it is about.
-    subject: str
-    call: Call
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from enum import IntEnum
 
 from isolation.cgroup import Group, Stats
 from isolation.errors import explain
-from isolation.plan import Step
 from isolation.spec import Ended, SandboxSpec, SandboxUsage, SetupFailed, Started
+from isolation.step import Step
 from isolation.timers import Timer
 
 #: struct report of _sandbox.c

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from isolation import plan, spawner
 from isolation.spec import SandboxSpec
+from isolation.step import Step
 
 _whole_plan = plan.steps
 
@@ -17,7 +18,7 @@ def main(requests_fd: int, control_fd: int, without: frozenset[str]) -> None:
     if not without or "user" in without:
         raise ValueError("nothing is left out, or what keeps the machine safe")
 
-    def steps(spec: SandboxSpec, r: plan.Resources) -> list[plan.Step]:
+    def steps(spec: SandboxSpec, r: plan.Resources) -> list[Step]:
         whole = _whole_plan(spec, r)
         kept = [step for step in whole if step.name not in without]
         if without - {step.name for step in whole}:

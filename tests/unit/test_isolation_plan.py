@@ -14,6 +14,7 @@ from isolation import plan
 from isolation.errors import StepFailed
 from isolation.mounts import Attachment, check_target
 from isolation.spec import Limits, SandboxSpec
+from isolation.step import Step
 
 SPEC = SandboxSpec("id-1", ("prog", "x"), {"PATH": "/a::/b"}, Limits(1.0, None, 5))
 RESOURCES = plan.Resources(
@@ -28,7 +29,7 @@ RESOURCES = plan.Resources(
 )
 
 
-def names(steps: list[plan.Step]) -> list[str]:
+def names(steps: list[Step]) -> list[str]:
     return [name for name, _ in groupby(step.name for step in steps)]
 
 
@@ -46,7 +47,7 @@ def test_host_network_and_version_2_leave_steps_out() -> None:
     assert "cgroup" not in steps
 
 
-def _position(steps: list[plan.Step], number: int) -> int:
+def _position(steps: list[Step], number: int) -> int:
     return next(i for i, step in enumerate(steps) if step.call[1] == number)
 
 
