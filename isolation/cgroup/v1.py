@@ -30,6 +30,10 @@ UNLIMITED = -1
 #: Bytes per second that no disk reaches.
 _NO_REAL_LIMIT = 1 << 60
 _IO_SERVICE = "blkio.throttle.io_service_bytes"
+#: What TCP and UDP sockets hold. Version 1 counts it apart from all other memory, and only where this has been written
+#: once (mm/memcontrol-v1.c); a task could fill the machine with datagrams that nobody reads. Version 2 counts it with
+#: the rest.
+_SOCKETS = "memory.kmem.tcp.limit_in_bytes"
 
 
 class V1Group:
@@ -56,6 +60,9 @@ class V1Group:
             if controller in dirs and files.has(dirs[controller], file):
                 self._read_fds[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dirs[controller])
         self._has_swap_limit = "memory" in dirs and files.has(dirs["memory"], "memory.memsw.limit_in_bytes")
+        self._has_socket_limit = "memory" in dirs and files.has(dirs["memory"], _SOCKETS)
+        if self._has_socket_limit:
+            files.write(dirs["memory"], _SOCKETS, UNLIMITED)
         self._in_force: dict[str, str | int] = {}
         self._oom_kills_before = self._oom_kills()
         self._io_before = self._io()
@@ -81,6 +88,8 @@ class V1Group:
         self._set("memory", "memory.limit_in_bytes", limit)
         if self._has_swap_limit:
             self._set("memory", "memory.memsw.limit_in_bytes", limit)
+        if self._has_socket_limit:
+            self._set("memory", _SOCKETS, limit)
 
     def _limit_io(self, file: str, bytes_per_s: int | None) -> None:
         for device in self._io_devices:
@@ -195,7 +204,8 @@ class V1Parent:
         self._made = 0
         if memory_bytes is not None and "memory" in self._dirs:
             files.write(self._dirs["memory"], "memory.limit_in_bytes", memory_bytes)
-
+            if files.has(self._dirs["memory"], _SOCKETS):
+                files.write(self._dirs["memory"], _SOCKETS, memory_bytes)
         self._count_io()
 
     def _count_io(self) -> None:

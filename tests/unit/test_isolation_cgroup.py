@@ -22,6 +22,7 @@ V1_FILES = {
     "memory": {
         "memory.limit_in_bytes": "",
         "memory.memsw.limit_in_bytes": "",
+        "memory.kmem.tcp.limit_in_bytes": "",
         "memory.max_usage_in_bytes": "0\n",
         "memory.usage_in_bytes": "0\n",
         "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n",
@@ -85,6 +86,7 @@ def test_v1_limits_are_written_in_the_kernels_words(v1_own: dict[str, Path]) -> 
     assert v1_read(v1_own, "pids", "pids.max") == "8"  # and PID 1, which is ours
     assert v1_read(v1_own, "memory", "memory.limit_in_bytes") == str(1 << 20)
     assert v1_read(v1_own, "memory", "memory.memsw.limit_in_bytes") == str(1 << 20)
+    assert v1_read(v1_own, "memory", "memory.kmem.tcp.limit_in_bytes") == str(1 << 20)
     assert v1_read(v1_own, "blkio", "blkio.throttle.read_bps_device") == "8:0 1000"
     assert v1_read(v1_own, "blkio", "blkio.throttle.write_bps_device") == ""
 
@@ -99,6 +101,7 @@ def test_v1_limits_of_the_one_before_do_not_stay(v1_own: dict[str, Path]) -> Non
     again.limit(replace(LIMITS, memory_bytes=None, pids=100))
     assert v1_read(v1_own, "memory", "memory.limit_in_bytes") == str(UNLIMITED)
     assert v1_read(v1_own, "memory", "memory.memsw.limit_in_bytes") == str(UNLIMITED)
+    assert v1_read(v1_own, "memory", "memory.kmem.tcp.limit_in_bytes") == str(UNLIMITED)
     assert v1_read(v1_own, "pids", "pids.max") == "101"
     assert v1_read(v1_own, "blkio", "blkio.throttle.read_bps_device") == "8:0 0"
 
