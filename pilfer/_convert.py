@@ -182,7 +182,8 @@ def _outcome_value(message: records_pb2.Outcome) -> Outcome:
 
 
 def log_chunk(message: tasks_pb2.LogResponse) -> LogChunk:
-    return LogChunk(_STREAMS.get(message.stream, Stream.STDOUT), message.data, message.attempt, message.notice)
+    stream = _STREAMS.get(message.stream, Stream.STDOUT)
+    return LogChunk(stream, message.data, message.attempt, message.notice, message.missing_bytes)
 
 
 def task_event(message: tasks_pb2.WatchResponse) -> TaskEvent:

@@ -1,8 +1,8 @@
 """How far a log was read: what to ask for when its stream broke, and what was told before. Pure.
 
 The node is asked again for the attempt of which the last message was, from the byte after the last one of each stream:
-offsets are of the files, so that this holds after `tail_lines` too. Of a stream that had given nothing by then the last
-lines are asked for again.
+offsets are of the files, so that this holds after `tail_lines` and after what is missing too. Of a stream that had
+given nothing by then the last lines are asked for again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class LogReading:
             self._attempt = response.attempt
             self._next.clear()
             self._told.clear()
-        if response.notice:
+        if response.notice and not response.missing_bytes:
             if response.notice in self._told:
                 return False
             self._told.add(response.notice)

@@ -266,6 +266,9 @@ class LogChunk:
     attempt: int
     #: Words for people, without data: another attempt begins, or what cannot be had.
     notice: str = ""
+    #: So many bytes of the stream were written here and are not kept: it was longer than its limit. The notice says so
+    #: too, and there is no data.
+    missing_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,8 @@ from node.api.tasks import TaskCalls
 from node.core.model import Task
 from node.core.validate import Violation
 from node.peer_channels import FORWARDED
-from node.running.logs import CHUNK_BYTES, STREAMS, LogReader, LogStore
+from node.running.log_reader import CHUNK_BYTES, LogReader, Piece
+from node.running.logs import STREAMS, LogStore
 from pilfer.v1 import tasks_pb2
 
 #: How often the files of a followed attempt are looked at: from the first interval, while output comes, towards the
@@ -99,13 +100,11 @@ class LogCall:
                         readers[stream] = stack.enter_context(reader)
                         await _place(reader, request, stream)
                     for _ in range(CHUNKS_IN_TURN):
-                        data = reader.read(CHUNK_BYTES)
-                        if not data:
+                        piece = reader.read(CHUNK_BYTES)
+                        if piece.is_empty:
                             break
                         progressed = True
-                        yield tasks_pb2.LogResponse(
-                            stream=_STREAM_NUMBERS[stream], data=data, attempt=number, offset=reader.offset - len(data)
-                        )
+                        yield self._response(stream, number, piece)
                 if progressed:
                     delay_s = POLL_MIN_S
                     continue
@@ -113,6 +112,15 @@ class LogCall:
                     return
                 delay_s = min(delay_s * 1.5, POLL_MAX_S)
                 await record.wait_change(delay_s)
+
+    def _response(self, stream: str, number: int, piece: Piece) -> tasks_pb2.LogResponse:
+        response = tasks_pb2.LogResponse(
+            stream=_STREAM_NUMBERS[stream], attempt=number, offset=piece.offset, data=piece.data
+        )
+        if piece.missing_bytes:
+            response.missing_bytes = piece.missing_bytes
+            response.notice = missing_words(piece.missing_bytes, stream, self._logs.limit_bytes)
+        return response
 
     def remote(
         self, request: tasks_pb2.LogRequest, record: RecordFollower, number: int, context: Any, caller: Caller
@@ -203,6 +211,21 @@ async def _place(reader: LogReader, request: tasks_pb2.LogRequest, stream: str) 
     elif request.HasField("tail_lines"):
         # A long way back in a large file takes a while.
         await asyncio.to_thread(reader.seek_to_last_lines, request.tail_lines)
+
+
+def missing_words(count: int, stream: str, limit_bytes: int) -> str:
+    """For people: what a reader does not get."""
+    kept = f"of the output of one attempt {_size(limit_bytes)} are kept, how it began and how it went on last"
+    return f"{_size(count)} of {stream} are missing here ({kept})"
+
+
+def _size(count: int) -> str:
+    value, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if value >= 10 or value == int(value) else f"{value:.1f} {unit}"
 
 
 def _from_the_start(request: tasks_pb2.LogRequest) -> tasks_pb2.LogRequest:

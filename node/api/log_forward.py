@@ -119,7 +119,7 @@ class RemoteLogs:
                 try:
                     async for response in self._responses(call, wanted):
                         silent_since, is_told, pause_s = None, False, RETRY_MIN_S
-                        if response.data:
+                        if response.data or response.missing_bytes:
                             wanted.offsets[response.stream] = response.offset + len(response.data)
                         yield response
                 except _Silent:

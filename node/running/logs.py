@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
@@ -34,10 +35,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from node.running.log_reader import LogReader
+from node.running.log_watch import LogWatch
+
 STREAMS = ("stdout", "stderr")
 
-#: Size of one chunk on the wire (design, section 7).
-CHUNK_BYTES = 64 * 1024
+#: What is kept of the output of one attempt, both streams together, unless the configuration says otherwise.
+LIMIT_BYTES = 256 * 1024 * 1024
 #: An attempt that has run for so long gets its files named, so that they outlive the node.
 NAMED_AFTER_S = 0.1
 #: Files made ahead: up to the first number, again when fewer than the second are left.
@@ -75,6 +79,10 @@ class OpenLog:
         os.close(self.stderr)
 
     @property
+    def fds(self) -> tuple[int, int]:
+        return self.stdout, self.stderr
+
+    @property
     def is_empty(self) -> bool:
         return not os.fstat(self.stdout).st_size and not os.fstat(self.stderr).st_size
 
@@ -82,8 +90,9 @@ class OpenLog:
 class LogStore:
     """The log files of this host. Its thread is ended by `close`."""
 
-    def __init__(self, root: Path) -> None:
-        """Makes the directories, and removes what a dead node had made ahead. Raises OSError."""
+    def __init__(self, root: Path, limit_bytes: int = LIMIT_BYTES) -> None:
+        """Makes the directories, and removes what a dead node had made ahead. limit_bytes: what is kept of the output
+        of one attempt (`log_watch.py`). Raises OSError."""
         self._root = root
         there = {entry.name for entry in os.scandir(root)}
         for name in ("spare", *(f"{number:02x}" for number in range(256))):
@@ -99,6 +108,12 @@ class LogStore:
         self._open: dict[tuple[str, int], OpenLog] = {}
         #: One thread: the order of its work is the order in which it was asked for.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="logs")
+        self._watch = LogWatch(root, limit_bytes)
+
+    @property
+    def limit_bytes(self) -> int:
+        """What is kept of one attempt's output."""
+        return self._watch.limit_bytes
 
     def path(self, task_id: str, attempt: int, stream: str) -> Path:
         return Path(self._name(task_id, attempt, stream))
@@ -111,6 +126,7 @@ class LogStore:
         spares = (self._spare(), self._spare())
         log = OpenLog(spares, (self._name(task_id, attempt, "stdout"), self._name(task_id, attempt, "stderr")))
         log.name_later(self._name_soon)
+        self._watch.add(log.fds)
         self._open[task_id, attempt] = log
         if len(self._spares) < SPARES_LOW and not self._is_making:
             self._is_making = True
@@ -124,6 +140,7 @@ class LogStore:
         if log is None:
             return
         try:
+            await self._watch.finish(log.fds)
             if log.is_name_asked or not log.is_empty:
                 await asyncio.get_running_loop().run_in_executor(self._thread, _give_names, log)
         finally:
@@ -186,11 +203,12 @@ class LogStore:
 
     def close(self) -> None:
         """Waits for what is under way."""
+        self._watch.close()
         self._thread.shutdown()
 
 
 def _is_as_new(path: str) -> bool:
-    """Whether a file is empty, and nobody can write to it, or read it, any more."""
+    """Whether a file is like one that was made now, and nobody can write to it, or read it, any more."""
     try:
         fd = os.open(path, _WRITE)
     except OSError:
@@ -200,11 +218,23 @@ def _is_as_new(path: str) -> bool:
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        return not os.fstat(fd).st_size
+        found = os.fstat(fd)
+        # Room that was reserved, or an attribute, would be a message from one task to the next.
+        return not found.st_size and not found.st_blocks and not _attributes(fd)
     except OSError:
         return False  # open elsewhere, or a file system without leases
     finally:
         os.close(fd)
+
+
+def _attributes(fd: int) -> list[str]:
+    """Extended attributes, where the file system has them."""
+    try:
+        return os.listxattr(fd)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return []
+        raise
 
 
 def _give_names(log: OpenLog) -> None:
@@ -227,67 +257,3 @@ def _unlink_all(paths: list[str]) -> None:
     for path in paths:
         with contextlib.suppress(OSError):  # the next start removes what is left
             Path(path).unlink()
-
-
-class LogReader:
-    """Reads one file forward; at its end `read` gives b"" and may give more later."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._offset = 0
-        self._end: int | None = None
-
-    def end_here(self) -> None:
-        """What is written from now on is not read: the file of a task that writes on has no end."""
-        self._end = os.fstat(self._fd).st_size
-
-    @property
-    def offset(self) -> int:
-        """Where the next read begins; after a read that gave something: where that ended."""
-        return self._offset
-
-    def seek(self, offset: int) -> None:
-        """Goes on at this byte; where the file has become shorter than that, at its beginning."""
-        self._offset = offset
-
-    def read(self, size: int = CHUNK_BYTES) -> bytes:
-        if self._end is not None:
-            size = max(0, min(size, self._end - self._offset))
-        data = os.pread(self._fd, size, self._offset)
-        if not data and os.fstat(self._fd).st_size < self._offset:
-            self._offset = 0  # the task cut its own output off: what it wrote since is new
-            data = os.pread(self._fd, size, 0)
-        self._offset += len(data)
-        return data
-
-    def seek_to_last_lines(self, lines: int) -> None:
-        """Moves to the start of the last `lines` lines; a last line without newline counts as one."""
-        end = os.fstat(self._fd).st_size
-        self._offset = self._start_of_last(end, lines) if lines > 0 else end
-
-    def _start_of_last(self, end: int, lines: int) -> int:
-        position, wanted = end, lines
-        if end and os.pread(self._fd, 1, end - 1) == b"\n":
-            wanted += 1  # the newline that ends the last line does not begin another one
-        while position > 0:
-            size = min(CHUNK_BYTES, position)
-            block = os.pread(self._fd, size, position - size)
-            count = block.count(b"\n")
-            if count < wanted:
-                wanted -= count
-                position -= size
-                continue
-            index = len(block)
-            for _ in range(wanted):
-                index = block.rindex(b"\n", 0, index)
-            return position - size + index + 1
-        return 0
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-    def __enter__(self) -> LogReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

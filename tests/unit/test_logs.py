@@ -35,7 +35,7 @@ def read(store: LogStore, task_id: str = TASK, attempt: int = 1, stream: str = "
     if reader is None:
         return b""
     with reader:
-        return reader.read(1 << 20)
+        return reader.read(1 << 20).data
 
 
 def spares(root: Path) -> set[str]:
@@ -47,14 +47,14 @@ async def test_a_reader_goes_on_where_it_stopped(store: LogStore) -> None:
     reader = store.find(TASK, 1, "stdout")
     assert reader is not None
     with reader:
-        assert reader.read() == b""
+        assert reader.read().data == b""
         os.write(opened.stdout, b"one")
-        assert reader.read() == b"one"
-        assert reader.read() == b""
+        assert reader.read().data == b"one"
+        assert reader.read().data == b""
         os.write(opened.stdout, b"two")
-        assert reader.read(2) == b"tw"
+        assert reader.read(2).data == b"tw"
         await store.settle(TASK, 1)
-        assert reader.read() == b"o"
+        assert reader.read().data == b"o"
 
 
 async def test_a_reader_sees_what_comes_after_the_task_has_cut_its_output_off(store: LogStore) -> None:
@@ -63,11 +63,11 @@ async def test_a_reader_sees_what_comes_after_the_task_has_cut_its_output_off(st
     reader = store.find(TASK, 1, "stdout")
     assert reader is not None
     with reader:
-        assert reader.read() == b"a long line\n"
+        assert reader.read().data == b"a long line\n"
         os.truncate(opened.spares[0], 0)
-        assert reader.read() == b""
+        assert reader.read().data == b""
         os.write(opened.stdout, b"new\n")
-        assert reader.read() == b"new\n"
+        assert reader.read().data == b"new\n"
     await store.settle(TASK, 1)
 
 
@@ -93,7 +93,7 @@ async def test_tail_starts_at_the_last_lines(store: LogStore, written: bytes, li
     assert reader is not None
     with reader:
         reader.seek_to_last_lines(lines)
-        assert reader.read(1 << 20) == expected
+        assert reader.read(1 << 20).data == expected
 
 
 async def test_attempts_and_streams_are_separate(store: LogStore) -> None:
