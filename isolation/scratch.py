@@ -61,10 +61,13 @@ class ScratchRoot:
         if owner != uid:
             os.chown(name, uid, gid, dir_fd=self.fd)
 
-    def remove(self, name: str) -> None:
-        """Out of sight at once: kept for the next one where it is empty, else handed to `tidy`."""
+    def remove(self, name: str, *, may_keep: bool = True) -> None:
+        """Out of sight at once: kept for the next one where it is empty and may be, else handed to `tidy`.
+
+        may_keep: nobody else can have been given a descriptor of it, by which he could look into the next one's.
+        """
         try:
-            if len(self._spares) >= SPARES_MAX or not self._keep(name):
+            if not may_keep or len(self._spares) >= SPARES_MAX or not self._keep(name):
                 os.rmdir(name, dir_fd=self.fd)
         except FileNotFoundError:
             return

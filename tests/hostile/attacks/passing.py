@@ -1,0 +1,69 @@
+"""Descriptors handed from one task to another, over a socket in a directory that both have, to reach a third one.
+
+* `give SOCKET`: sends its scratch directory, its network (a socket that listens at PORT) and its output, and ends.
+* `take SOCKET GO`: takes them; when the file GO is there, a third task runs, and this one looks for it through them.
+"""
+
+import os
+import socket
+import sys
+import time
+
+from attempts import attempt, say
+
+PORT = 4444
+NAMES = ("scratch", "network", "output")
+
+
+def give(path: str) -> None:
+    listener = socket.create_server(("127.0.0.1", PORT))
+    scratch = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    with socket.socket(socket.AF_UNIX) as sender:
+        sender.connect(path)
+        socket.send_fds(sender, [b"x"], [scratch, listener.fileno(), 1])
+        sender.recv(1)
+
+
+def take(path: str, go: str) -> None:
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(path)
+        os.chmod(path, 0o777)
+        door.listen()
+        say("door", "open")
+        giver, _ = door.accept()
+    with giver:
+        _, (scratch, network, output), _, _ = socket.recv_fds(giver, 1, 3)
+        say("took", " ".join(NAMES))
+        giver.send(b"x")
+    while not os.path.exists(go):
+        time.sleep(0.01)
+    attempt("list scratch", lambda: _found(scratch))
+    attempt("make in scratch", lambda: os.close(os.open("mine", os.O_CREAT | os.O_WRONLY, 0o666, dir_fd=scratch)))
+    attempt("read in scratch", lambda: os.close(os.open("secret", os.O_RDONLY, dir_fd=scratch)))
+    listener = socket.socket(fileno=network)
+    listener.settimeout(0.5)
+    attempt("accept", lambda: str(listener.accept()[1]))
+    attempt("connect", lambda: _connected(network))
+    attempt("write output", lambda: os.write(output, b"said by another\n"))
+
+
+def _found(scratch: int) -> str:
+    names = os.listdir(scratch)
+    if not names:
+        raise FileNotFoundError(2, "nothing is in it")
+    return " ".join(names)
+
+
+def _connected(network: int) -> None:
+    """A listening socket becomes one that connects: it stays in its network namespace."""
+    with socket.socket(fileno=os.dup(network)) as again:
+        again.shutdown(socket.SHUT_RDWR)
+        again.settimeout(0.5)
+        again.connect(("127.0.0.1", PORT + 1))
+
+
+def main() -> None:
+    {"give": give, "take": take}[sys.argv[1]](*sys.argv[2:])
+
+
+main()
