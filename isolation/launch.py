@@ -10,12 +10,14 @@ import contextlib
 import errno
 import os
 import time
+from collections.abc import Sequence
 
-from isolation import _sandbox, namespaces, plan, privileges, seccomp
+from isolation import _sandbox, namespaces, plan, privileges, rootless, seccomp
 from isolation.cgroup import Group, Parent
 from isolation.config import SpawnerConfig
 from isolation.errors import StepFailed
 from isolation.mounts import View
+from isolation.rootless import Rootless, UserSteps
 from isolation.sandbox import Sandbox
 from isolation.scratch import ScratchRoot
 from isolation.spec import SandboxSpec
@@ -30,17 +32,23 @@ class Launcher:
         config: SpawnerConfig,
         parent: Parent,
         scratch: ScratchRoot,
-        networks: namespaces.NetworkPool,
+        networks: namespaces.NetworkPool | None,
         view: View,
         *,
         users: Users,
+        own: Rootless | None = None,
+        limits: Sequence[str] = (),
     ) -> None:
+        """networks: None for an ordinary user, who is `own`; None for root. limits: those that groups enforce."""
         self._allow_host_network = config.allow_host_network
+        self._has_shares = bool(config.shares)
         self._parent = parent
         self._scratch = scratch
         self._networks = networks
         self._view = view
         self._users = users
+        self._own = own
+        self._limits = frozenset(limits)
         self._nofile = privileges.nofile_bounds()
         self._filter = seccomp.program()
         self._next_token = 0
@@ -57,8 +65,10 @@ class Launcher:
             group = self._parent.acquire(spec.id)
             undo.callback(group.release)
             group.limit(spec.limits)
-            network_fd = None if spec.host_network else self._networks.take()
-            if network_fd is not None:
+            # None: the host's, or an ordinary user's, which the clone makes.
+            network_fd = None
+            if self._networks is not None and not spec.host_network:
+                network_fd = self._networks.take()
                 undo.callback(self._networks.give_back, network_fd)
             attachments = self._view.attach(spec.mounts)
             try:
@@ -71,6 +81,7 @@ class Launcher:
                     stdio=stdio,
                     nofile=self._nofile,
                     filter=self._filter,
+                    user_steps=self._user_steps(spec),
                 )
                 sandbox = self._clone(spec, resources, group)
             finally:
@@ -79,13 +90,20 @@ class Launcher:
             undo.pop_all()
         return sandbox
 
+    def _user_steps(self, spec: SandboxSpec) -> UserSteps | None:
+        if self._own is None:
+            return None
+        return self._own.steps(
+            spec.limits, host_network=spec.host_network, first_fd=plan.FREE_FD, in_force=self._limits
+        )
+
     def _clone(self, spec: SandboxSpec, resources: plan.Resources, group: Group) -> Sandbox:
         steps = plan.steps(spec, resources)
         paths = plan.candidates(spec)
         argv = [os.fsencode(arg) for arg in spec.argv]
         envp = [os.fsencode(f"{name}={value}") for name, value in spec.env.items()]
         self._next_token = (self._next_token + 1) & 0xFFFFFFFF
-        flags, token = namespaces.CLONE_FLAGS, self._next_token
+        flags, token = self._clone_flags(spec), self._next_token
         calls = [step.call for step in steps]
         started_at = time.time()
         try:
@@ -94,10 +112,20 @@ class Launcher:
             raise StepFailed("clone", error.errno or 0) from error
         return Sandbox(spec, token, pid, group, resources.network_fd, resources.uid, steps, paths, started_at)
 
+    def _clone_flags(self, spec: SandboxSpec) -> int:
+        if self._own is None:
+            return namespaces.CLONE_FLAGS
+        return namespaces.CLONE_FLAGS | rootless.CLONE_FLAGS | (0 if spec.host_network else _sandbox.CLONE_NEWNET)
+
+    def _can_meet_others(self, spec: SandboxSpec) -> bool:
+        """Whether it can have reached a socket of another task (unix(7): in a directory that both see, or abstract),
+        and have handed it descriptors of its own."""
+        return bool(spec.mounts) or spec.host_network or self._has_shares
+
     def release(self, sandbox: Sandbox) -> None:
         """Takes back what a sandbox had that is gone."""
-        self._scratch.remove(sandbox.spec.id)
+        self._scratch.remove(sandbox.spec.id, may_keep=not self._can_meet_others(sandbox.spec))
         sandbox.group.release()
-        if sandbox.network_fd is not None:
+        if self._networks is not None and sandbox.network_fd is not None:
             self._networks.give_back(sandbox.network_fd)
         self._users.give_back(sandbox.uid)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from isolation import _sandbox as sys_
-from isolation import kernel
+from isolation import kernel, rootless_view
 from isolation.config import SpawnerConfig
 from isolation.errors import StepFailed, explain
 from isolation.spec import SCRATCH_DIR, BindMount
@@ -74,7 +74,8 @@ class Attachment:
 class View:
     """The root that sandboxes copy. Built once; the process that builds it is in it afterwards."""
 
-    def __init__(self, config: SpawnerConfig, proc_fd: int) -> None:
+    def __init__(self, config: SpawnerConfig, proc_fd: int, *, is_ordinary: bool = False) -> None:
+        """is_ordinary: this is no root but an ordinary user, in a user namespace of its own."""
         flags = os.O_RDONLY | os.O_CLOEXEC
         self._host_root = os.open("/", os.O_PATH | os.O_CLOEXEC)
         self._host_namespace = os.open("self/ns/mnt", flags, dir_fd=proc_fd)
@@ -87,7 +88,7 @@ class View:
         )
         kernel.unshare(sys_.CLONE_NEWNS)
         kernel.mount("", "/", "", sys_.MS_REC | sys_.MS_PRIVATE)
-        self._bound = _build(config)
+        self._bound = _build(config, is_ordinary=is_ordinary)
         self._root_writable = kernel.open_tree(kernel.AT_FDCWD, ".", recursive=False)
         _make_read_only(".")
         kernel.pivot_root_here()
@@ -224,11 +225,12 @@ def _make_target(relative: str, *, is_dir: bool, dir_fd: int | None = None) -> N
             os.mknod(relative, stat.S_IFREG | 0o444, dir_fd=dir_fd)
 
 
-def _build(config: SpawnerConfig) -> frozenset[str]:
+def _build(config: SpawnerConfig, *, is_ordinary: bool) -> frozenset[str]:
     """Makes the root in a tmpfs that becomes the current directory; gives the host's names that are bound in it."""
     trees = dict(_host_trees())
-    sys_tree = kernel.open_tree(kernel.AT_FDCWD, "/sys", recursive=False)
-    kernel.set_attributes(sys_tree, kernel.SAFE_READ_ONLY | sys_.MOUNT_ATTR_NOEXEC, recursive=False)
+    sys_tree = kernel.open_tree(kernel.AT_FDCWD, "/sys", recursive=is_ordinary)
+    kernel.set_attributes(sys_tree, kernel.SAFE_READ_ONLY | sys_.MOUNT_ATTR_NOEXEC, recursive=is_ordinary)
+    ordinary = _Ordinary() if is_ordinary else None
     scratch = kernel.open_tree(kernel.AT_FDCWD, str(config.scratch_root), recursive=False)
     kernel.set_attributes(scratch, kernel.SAFE, recursive=False)
     shares = [_share_tree(share) for share in _all_shares(config) if not _is_per_sandbox(share.target)]
@@ -246,9 +248,12 @@ def _build(config: SpawnerConfig) -> frozenset[str]:
         Path(name).mkdir(mode=0o755, exist_ok=True)
     Path(SCRATCH_DIR.lstrip("/")).mkdir(mode=0o755)
     _put(sys_tree, "sys", is_dir=True)
-    covers = [_cover(path) for path in MASKED if Path(path).is_dir()]
+    masked = MASKED if ordinary is None else (*MASKED, *ordinary.in_sys)
+    covers = [_cover(path) for path in masked if Path(path).is_dir()]
     covers += [_cover(str(path).lstrip("/")) for path in hidden if Path(str(path).lstrip("/")).is_dir()]
-    _put_devices()
+    if ordinary is not None:
+        _put(ordinary.proc_tree, "proc", is_dir=True)
+    _put_devices(None if ordinary is None else ordinary.devices)
     for share, (fd, is_dir) in shares:
         try:
             _put(fd, share.target.strip("/"), is_dir=is_dir)
@@ -261,6 +266,16 @@ def _build(config: SpawnerConfig) -> frozenset[str]:
     for cover in covers:
         _make_read_only(cover)
     return frozenset(trees) | frozenset(links)
+
+
+class _Ordinary:
+    """What the host has for an ordinary user's view, taken before it is covered."""
+
+    def __init__(self) -> None:
+        self.devices = rootless_view.device_trees(_DEVICES)
+        self.proc_tree = kernel.open_tree(kernel.AT_FDCWD, "/proc", recursive=True)
+        mountinfo = Path("/proc/self/mountinfo").read_text()
+        self.in_sys = tuple(path.lstrip("/") for path in rootless_view.mounted_below("/sys", mountinfo))
 
 
 def _host_trees() -> Iterator[tuple[str, tuple[int, bool]]]:
@@ -311,12 +326,16 @@ def _make_read_only(path: str) -> None:
     os.close(fd)
 
 
-def _put_devices() -> None:
+def _put_devices(trees: dict[str, int] | None) -> None:
+    """Makes /dev. trees: the host's own nodes, where none can be made."""
     kernel.mount("tmpfs", "dev", "tmpfs", sys_.MS_NOSUID | sys_.MS_NOEXEC, _COVER_OPTIONS)
-    for name, (major, minor) in _DEVICES.items():
-        path = Path("dev", name)
-        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(major, minor))
-        path.chmod(0o666)
+    if trees is None:
+        for name, (major, minor) in _DEVICES.items():
+            path = Path("dev", name)
+            os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(major, minor))
+            path.chmod(0o666)
+    else:
+        rootless_view.put_devices(trees, Path("dev"))
     for name, target in _LINKS.items():
         Path("dev", name).symlink_to(target)
     Path("dev/pts").mkdir()

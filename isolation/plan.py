@@ -2,6 +2,9 @@
 
 The order, and why:
 
+(For an ordinary user `user namespace` follows `cgroup`: without a mapped id no file can be made. What else differs is
+in `isolation/rootless.py`.)
+
 1. `cgroup`: first of all, so that everything after it, and the command, is under the limits and can be frozen.
    (Version 2: the child is cloned into its group, and there is no such step.)
 2. `cgroup namespace`: now, because its root is the group that the child is in at this moment.
@@ -33,11 +36,14 @@ from dataclasses import dataclass
 from isolation import _sandbox as sys_
 from isolation import kernel
 from isolation.mounts import EMPTY, STAGE, Attachment
+from isolation.rootless import UserSteps
 from isolation.spec import SCRATCH_DIR, SandboxSpec
 from isolation.step import Call, Step
 
 #: Descriptor of the report socket, in the spawner and in every PID 1.
 REPORT_FD = 3
+#: The lowest that is free after `stdio`.
+FREE_FD = REPORT_FD + 1
 _ALL_FDS = 2**32 - 1
 
 _RLIMIT_NOFILE = 7
@@ -63,15 +69,20 @@ class Resources:
     nofile: tuple[int, int]
     #: From `seccomp.program()`.
     filter: bytes
+    #: What an ordinary user's sandbox has instead (`isolation/rootless.py`); None for root.
+    user_steps: UserSteps | None = None
 
 
 def steps(spec: SandboxSpec, r: Resources) -> list[Step]:
     """The whole plan in order."""
+    own = r.user_steps
     plan = [Step("cgroup", "", (0, sys_.SYS_write, fd, b"0", 1)) for fd in r.task_fds]
+    if own is not None:
+        plan += own.map_ids
     plan.append(Step("cgroup namespace", "", (0, sys_.SYS_unshare, sys_.CLONE_NEWCGROUP)))
     if r.network_fd is not None:
         plan.append(Step("network", "", (0, sys_.SYS_setns, r.network_fd, sys_.CLONE_NEWNET)))
-    plan += _MOUNTS
+    plan += _mounts(None if own is None else own.tmp_bytes)
     plan.append(_mount("scratch", f"{STAGE}/{spec.id}", SCRATCH_DIR, "", flags=sys_.MS_BIND))
     for attachment in r.attachments:
         plan += _attach(attachment)
@@ -79,7 +90,9 @@ def steps(spec: SandboxSpec, r: Resources) -> list[Step]:
     hostname = spec.id[:_HOSTNAME_MAX].encode()
     plan.append(Step("hostname", "", (0, sys_.SYS_sethostname, hostname, len(hostname))))
     plan += [Step("stdio", str(i), (0, sys_.SYS_dup3, fd, i, 0)) for i, fd in enumerate(r.stdio)]
-    plan.append(Step("stdio", "", (0, sys_.SYS_close_range, REPORT_FD + 1, _ALL_FDS, 0)))
+    plan.append(Step("stdio", "", (0, sys_.SYS_close_range, FREE_FD, _ALL_FDS, 0)))
+    if own is not None:
+        plan += own.loopback
     plan += _identity(r)
     cwd = spec.cwd or SCRATCH_DIR
     plan.append(Step("chdir", cwd, (0, sys_.SYS_chdir, os.fsencode(cwd))))
@@ -95,16 +108,22 @@ def _mount(name: str, source: str, target: str, fstype: str, *, flags: int, opti
     return Step(name, target, call)
 
 
-#: The same in every sandbox. /tmp is charged to the sandbox's memory, so it needs no size of its own.
-_MOUNTS = [
-    _mount("proc", "proc", "/proc", "proc", flags=_NO_SET | sys_.MS_NOEXEC),
-    _mount("tmp", "tmp", "/tmp", "tmpfs", flags=_NO_SET, options="mode=1777"),  # noqa: S108  (the sandbox's own)
-    _mount(
-        *("pts", "pts", "/dev/pts", "devpts"),
-        flags=sys_.MS_NOSUID | sys_.MS_NOEXEC,
-        options="newinstance,ptmxmode=0666,mode=0620",
-    ),
-]
+#: The same in every sandbox.
+_PROC = _mount("proc", "proc", "/proc", "proc", flags=_NO_SET | sys_.MS_NOEXEC)
+_PTS = _mount(
+    *("pts", "pts", "/dev/pts", "devpts"),
+    flags=sys_.MS_NOSUID | sys_.MS_NOEXEC,
+    options="newinstance,ptmxmode=0666,mode=0620",
+)
+# Charged to the sandbox's memory, so it needs no size of its own where that is limited.
+_TMP = _mount("tmp", "tmp", "/tmp", "tmpfs", flags=_NO_SET, options="mode=1777")  # noqa: S108  (the sandbox's own)
+
+
+def _mounts(tmp_bytes: int | None) -> list[Step]:
+    if tmp_bytes is None:
+        return [_PROC, _TMP, _PTS]
+    options = f"mode=1777,size={tmp_bytes}"
+    return [_PROC, _mount("tmp", "tmp", "/tmp", "tmpfs", flags=_NO_SET, options=options), _PTS]  # noqa: S108  (as above)
 
 
 def _attach(attachment: Attachment) -> list[Step]:
@@ -129,14 +148,21 @@ def _attach(attachment: Attachment) -> list[Step]:
 def _identity(r: Resources) -> list[Step]:
     # struct rlimit64 is two words, soft and hard.
     bounds: list[int | bytes | list[int | bytes]] = list(r.nofile)
-    subject = str(r.uid)
+    own = r.user_steps
     return [
         Step("limits", "descriptors", (0, sys_.SYS_prlimit64, 0, _RLIMIT_NOFILE, bounds, 0)),
+        *(_user(r) if own is None else (*own.limits, *own.drop)),
+        Step("death signal", "", (0, sys_.SYS_prctl, kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)),
+        Step("death signal", "", (0, sys_.SYS_prctl, kernel.PR_SET_DUMPABLE, 0, 0, 0, 0)),
+    ]
+
+
+def _user(r: Resources) -> list[Step]:
+    subject = str(r.uid)
+    return [
         Step("user", subject, (0, sys_.SYS_setgroups, 0, None)),
         Step("user", subject, (0, sys_.SYS_setresgid, r.gid, r.gid, r.gid)),
         Step("user", subject, (0, sys_.SYS_setresuid, r.uid, r.uid, r.uid)),
-        Step("death signal", "", (0, sys_.SYS_prctl, kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)),
-        Step("death signal", "", (0, sys_.SYS_prctl, kernel.PR_SET_DUMPABLE, 0, 0, 0, 0)),
     ]
 
 

@@ -5,29 +5,30 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from isolation import rootless
 from isolation.cgroup import Parent, find
 from isolation.config import SpawnerConfig
 from isolation.errors import HostLacks
 
-_KERNEL_MIN = (5, 12)  # mount_setattr(2); clone3, close_range and openat2 are older
+#: What a task can demand: names of `HostReport.limits`.
+LIMITS = ("cpu", "memory", "pids", "io")
 
-#: An unprivileged user cannot make the namespaces without a user namespace, nor cgroups; later work.
-_NEEDS_ROOT = (
-    "the spawner must run as root to make namespaces, mounts and control groups; "
-    "this build has no mode for ordinary users yet"
-)
+_KERNEL_MIN = (5, 12)  # mount_setattr(2); clone3, close_range and openat2 are older
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
     parent: Parent
+    #: What groups do not enforce, in words.
     not_enforced: tuple[str, ...]
+    #: What groups enforce: of LIMITS.
+    limits: tuple[str, ...]
+    #: This process is no root, and needs a user namespace.
+    is_ordinary: bool
 
 
 def probe(config: SpawnerConfig) -> Host:
     """The node's parent group, and what cannot be enforced. Raises HostLacks."""
-    if os.geteuid() != 0:
-        raise HostLacks(_NEEDS_ROOT)
     release = os.uname().release
     version = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
     if version < _KERNEL_MIN:
@@ -39,4 +40,25 @@ def probe(config: SpawnerConfig) -> Host:
         raise HostLacks(f"cannot make the node's control group: {error}") from error
     if parent.version and not devices and "disk io limits" not in missing:
         missing = (*missing, "disk io limits (the scratch directory is on no block device of its own)")
-    return Host(parent, missing)
+    return Host(parent, missing, _limits(parent, devices), rootless.is_needed())
+
+
+def _limits(parent: Parent, devices: tuple[str, ...]) -> tuple[str, ...]:
+    there = parent.controllers
+    has_io = bool(devices) and not there.isdisjoint({"io", "blkio"})
+    return tuple(name for name in LIMITS if name in there or (name == "io" and has_io))
+
+
+def said(host: Host, own: rootless.Rootless | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What to tell of this host: what is not enforced, in words, and which limits are in force, of LIMITS.
+
+    own: the ordinary user that this is; None for root.
+    """
+    if own is None:
+        return host.not_enforced, host.limits
+    counts = own.counts_processes and "pids" not in host.limits
+    limits = tuple(name for name in LIMITS if name in host.limits or (name == "pids" and counts))
+    missing = host.not_enforced
+    if not host.parent.version:
+        missing = tuple(words for name, words in rootless.WITHOUT_GROUPS.items() if name not in limits)
+    return (*rootless.NOT_ENFORCED, *missing), limits

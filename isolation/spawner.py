@@ -20,6 +20,7 @@ import gc
 import json
 import linecache  # noqa: F401  (a traceback needs it, and after the pivot it cannot be loaded)
 import os
+import resource
 import select
 import signal
 import socket
@@ -30,19 +31,19 @@ from collections import deque
 
 import prctl  # type: ignore[import-untyped]  # the library has no stubs
 
-from isolation import kernel, leftovers, memory, namespaces, plan, privileges, protocol, succession
-from isolation.cgroup import files
+from isolation import kernel, leftovers, memory, namespaces, plan, privileges, protocol, rootless, succession, trial
+from isolation.cgroup import files, none
 from isolation.config import SpawnerConfig
 from isolation.errors import HostLacks, ProtocolError, StepFailed, explain
 from isolation.fence import Fence
 from isolation.launch import Launcher
 from isolation.mounts import View
-from isolation.probe import probe
+from isolation.probe import Host, probe, said
 from isolation.sandbox import FENCE, REPORT_BYTES, STOP, TIMEOUT, Kind, Notice, Sandbox, read_notice
 from isolation.scratch import ScratchRoot
 from isolation.spec import HostReport, SandboxSpec, SetupFailed
 from isolation.timers import Timers
-from isolation.users import find_users
+from isolation.users import Users, find_users
 
 #: From clone to exec; longer means that a step hangs in the kernel (a dead file server).
 START_LIMIT_S = 30.0
@@ -97,21 +98,25 @@ class Spawner:
         host = probe(self._config)
         self._parent = host.parent
         try:
-            self._set_up_rest(host.not_enforced)
+            self._set_up_rest(host)
         except BaseException:
             self._parent.close()
             raise
 
-    def _set_up_rest(self, not_enforced: tuple[str, ...]) -> None:
+    def _set_up_rest(self, host: Host) -> None:
         self._children_fd = kernel.signal_fd(signal.SIGCHLD)
         self._timers = Timers()
         self._scratch = ScratchRoot(self._config.scratch_root)
         proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._networks = namespaces.NetworkPool(proc_fd)
-        self._networks.fill(NETWORKS_AHEAD)
-        users, missing = find_users(self._config, proc_fd)
-        view = View(self._config, proc_fd)
-        self._launcher = Launcher(self._config, self._parent, self._scratch, self._networks, view, users=users)
+        own = rootless.enter(proc_fd) if host.is_ordinary else None
+        self._networks = namespaces.NetworkPool(proc_fd) if own is None else None
+        if self._networks is not None:
+            self._networks.fill(NETWORKS_AHEAD)
+        users, missing = find_users(self._config, proc_fd) if own is None else (Users(own.uid, 1, own.gid), ())
+        view = View(self._config, proc_fd, is_ordinary=host.is_ordinary)
+        self._launcher = Launcher(
+            self._config, self._parent, self._scratch, self._networks, view, users=users, own=own, limits=host.limits
+        )
         privileges.drop_for_good()
         self._fence = Fence(
             self._parent, self._timers, kill_all=self._kill_all, kill_unfrozen=self._kill_unfrozen, log=log
@@ -119,7 +124,10 @@ class Spawner:
         gc.collect()
         gc.freeze()
         memory.keep_out_of_forks(proc_fd)
-        self._send(HostReport(self._parent.version, (*not_enforced, *missing), os.getpid()))
+        if own is not None:
+            trial.run(self._launcher, self._notices)
+        not_enforced, limits = said(host, own)
+        self._send(HostReport(self._parent.version, (*not_enforced, *missing), os.getpid(), limits))
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -181,7 +189,8 @@ class Spawner:
     def _end(self) -> None:
         if self._by_pid:
             log("left alive", pids=sorted(self._by_pid))
-        self._networks.close()
+        if self._networks is not None:
+            self._networks.close()
         self._scratch.close()
         deadline = time.monotonic() + CLOSE_PATIENCE_S
         while not self._parent.tidy() and time.monotonic() < deadline:
@@ -319,26 +328,26 @@ class Spawner:
         with contextlib.suppress(BlockingIOError):
             while os.read(self._children_fd, 4096):
                 pass
-        gone: list[tuple[Sandbox, int]] = []
+        gone: list[tuple[Sandbox, int, resource.struct_rusage]] = []
         while self._by_pid:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status, used = os.wait4(-1, os.WNOHANG)
             if pid == 0:
                 break
             if pid in self._by_pid:
-                gone.append((self._by_pid.pop(pid), status))
+                gone.append((self._by_pid.pop(pid), status, used))
         # What they said before they went has arrived by now.
         self._on_notices()
-        for sandbox, status in gone:
-            self._report_end(sandbox, status)
+        for sandbox, status, used in gone:
+            self._report_end(sandbox, status, used)
         self._flush()
-        for sandbox, _ in gone:
+        for sandbox, _, _ in gone:
             self._launcher.release(sandbox)
         self._has_trash = self._has_doomed = bool(gone) or self._has_trash  # `tidy` will tell
 
-    def _report_end(self, sandbox: Sandbox, status: int) -> None:
+    def _report_end(self, sandbox: Sandbox, status: int, used: resource.struct_rusage) -> None:
         self._cancel_timers(sandbox)
         del self._by_token[sandbox.token], self._by_id[sandbox.spec.id]
-        stats = sandbox.group.stats()
+        stats = none.at_least(sandbox.group.stats(), used)
         if not sandbox.is_started and sandbox.failure is None and stats.oom_kills:
             # Its memory limit is too small even for the start: that is an outcome of the command, not a failed step.
             self._on_started(sandbox, sandbox.started_at)

@@ -74,6 +74,10 @@ class Parent(Protocol):
         """1, 2, or 0 where there are none."""
 
     @property
+    def controllers(self) -> frozenset[str]:
+        """Which of the kernel's controllers there are, by its names."""
+
+    @property
     def can_freeze(self) -> bool:
         """Whether `freeze` does anything."""
 

@@ -1,11 +1,34 @@
-"""Where a host has no control groups for us: nothing is limited, nothing can be frozen, nothing is counted."""
+"""Where a host has no control groups for us: nothing is limited by them, and nothing can be frozen.
+
+What a sandbox used is then what the kernel tells of its PID 1 when that is reaped (getrusage(2)): its own and that of
+every process which it, or one below it, waited for. Children of a program that ignores SIGCHLD are missing, and peak
+memory is that of the largest process, not of all together: both are less than what was used, never more.
+"""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
+from dataclasses import replace
 
 from isolation.cgroup import Stats
 from isolation.spec import Limits
+
+#: Of ru_inblock and ru_oublock (include/linux/task_io_accounting_ops.h).
+_BLOCK_BYTES = 512
+#: Of ru_maxrss.
+_RSS_BYTES = 1024
+
+
+def at_least(stats: Stats, used: resource.struct_rusage) -> Stats:
+    """The group's figures, and the kernel's own of the processes where the group has none."""
+    return replace(
+        stats,
+        cpu_s=stats.cpu_s or used.ru_utime + used.ru_stime,
+        memory_peak_bytes=stats.memory_peak_bytes or used.ru_maxrss * _RSS_BYTES,
+        io_read_bytes=stats.io_read_bytes or used.ru_inblock * _BLOCK_BYTES,
+        io_write_bytes=stats.io_write_bytes or used.ru_oublock * _BLOCK_BYTES,
+    )
 
 
 class NoGroup:
@@ -30,6 +53,7 @@ class NoGroup:
 
 class NoParent:
     version = 0
+    controllers: frozenset[str] = frozenset()
     can_freeze = False
 
     def acquire(self, name: str) -> NoGroup:  # noqa: ARG002  (the verb's signature)

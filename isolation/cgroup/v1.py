@@ -218,6 +218,10 @@ class V1Parent:
                     files.write(self._dirs["blkio"], "blkio.throttle.read_bps_device", f"{device} {rate}")
 
     @property
+    def controllers(self) -> frozenset[str]:
+        return frozenset(self._dirs)
+
+    @property
     def can_freeze(self) -> bool:
         return "freezer" in self._dirs
 

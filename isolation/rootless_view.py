@@ -1,0 +1,51 @@
+"""What of the host's file systems goes into an ordinary user's view otherwise than into root's (`isolation/mounts.py`).
+
+* A device node cannot be made (mknod(2) in a user namespace: EPERM), so the host's are bound, one by one.
+* /sys cannot be bound without what is mounted in it: for a mount namespace that was made by an ordinary user, the
+  mounts of its parent are locked together (mount_namespaces(7)). It is bound whole, and what was mounted in it covered.
+* /proc: the kernel mounts a fresh one only where a whole one can be seen (mount_too_revealing in fs/namespace.c), so
+  the host's is in the spawner's view, and each sandbox mounts its own over it before anything of the task's runs. The
+  cover is locked as any mount of a sandbox is out of reach for a task: it has no capabilities.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from isolation import _sandbox as sys_
+from isolation import kernel
+
+_DEVICE_ATTRIBUTES = sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_NOEXEC
+
+
+def device_trees(names: Iterable[str]) -> dict[str, int]:
+    """Detached trees of the host's own nodes; those that it lacks (a container) are left out."""
+    found: dict[str, int] = {}
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            tree = kernel.open_tree(kernel.AT_FDCWD, f"/dev/{name}", recursive=False)
+            kernel.set_attributes(tree, _DEVICE_ATTRIBUTES, recursive=False)
+            found[name] = tree
+    return found
+
+
+def put_devices(trees: dict[str, int], directory: Path) -> None:
+    """Attaches each on an empty file in a directory of ours, and closes it."""
+    for name, tree in trees.items():
+        place = directory / name
+        place.touch()
+        kernel.move_mount(tree, str(place))
+        os.close(tree)
+
+
+def mounted_below(top: str, mountinfo: str) -> list[str]:
+    """The mount points below a directory, none of which lies in another, from the text of a mountinfo file."""
+    points = {line.split()[4].encode().decode("unicode_escape") for line in mountinfo.splitlines()}
+    found: list[str] = []
+    for point in sorted(points):
+        if point.startswith(top + "/") and not (found and point.startswith(found[-1] + "/")):
+            found.append(point)
+    return found
