@@ -5,7 +5,7 @@ more than its share (`node/core/log_cap.py`), a hole is punched into its middle:
 and every offset stay what they were, and the task's next write goes to the end as before. No record is kept of it:
 readers ask the file system where the holes are (`log_reader.py`), which also holds after a crash.
 
-When to look: at all files twice a second, and at once when the file system has lost some MiB since (one statvfs(2)
+When to look: at all files once a second, and at once when the file system has lost some MiB since (one statvfs(2)
 each TICK_S tells, while anything runs); at those that grow fast each time. So a thousand idle tasks cost next to
 nothing, and one that writes a GB/s is some TICK_S ahead of us. A last look when the attempt is over makes sure that a
 finished log is within the limit.
@@ -17,7 +17,7 @@ what it is, which may cost such a task, and no other, the bytes that it writes i
 Where holes cannot be punched (NFS before 4.2, FAT), a log over its limit is cut off at its beginning: what comes then
 is kept, what was before is not, and nothing tells how much it was. The node's log says so.
 
-Must not do: read or parse output; block the loop: a punch waits for the file system, and so a thread does it.
+Must not do: read or parse output; block the loop: a punch waits for the file system, and so threads do it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from node.core.log_cap import NO_HOLE, Output, Span, cuts, is_beyond_share, shar
 log = logging.getLogger(__name__)
 
 #: Between two looks at the free space, while anything runs.
-TICK_S = 0.05
+TICK_S = 0.1
 #: All files are looked at so often.
-ROUND_S = 0.5
+ROUND_S = 1.0
 #: Less free space than at the last round by so much: the next round is now.
 FALLEN_BYTES = 8 * 1024 * 1024
 #: A file that grew by so much between two looks is looked at at each tick.
@@ -48,6 +48,10 @@ FAST_BYTES = 256 * 1024
 ALIGN_BYTES = 64 * 1024
 #: The least limit, in units of what a hole is a multiple of.
 LIMIT_MIN_BLOCKS = 16
+#: The next look while a file grows fast.
+FAST_TICK_S = 0.02
+#: A punch waits for its file's pages that are on their way to the disk; others must not wait for it.
+THREADS = 4
 #: After a punch that failed.
 RETRY_S = 5.0
 
@@ -67,6 +71,8 @@ class Watched:
 
     #: Open for writing; the owner's, who ends the watch before it closes them.
     fds: tuple[int, int]
+    #: Length and blocks (bytes) of each at a look that found nothing to do.
+    seen: list[tuple[int, int]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=lambda: [0, 0])
     #: What was cut out of each.
     holes: list[Span] = field(default_factory=lambda: [NO_HOLE, NO_HOLE])
@@ -86,7 +92,7 @@ class _Cut:
 
 
 class LogWatch:
-    """Watches files between `add` and `finish`. One thread, ended by `close`."""
+    """Watches files between `add` and `finish`. Its threads are ended by `close`."""
 
     def __init__(self, root: Path, limit_bytes: int) -> None:
         """root: a directory of the file system that the files are on. limit_bytes: for both streams of an attempt
@@ -98,8 +104,9 @@ class LogWatch:
         self._timer: asyncio.TimerHandle | None = None
         self._round_at_s = 0.0
         self._free_at_round = 0
+        self._is_any_fast = False
         self._is_told = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="log-watch")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="log-watch")
 
     def add(self, fds: tuple[int, int]) -> None:
         """From now on: stdout and stderr of an attempt, empty, open for writing."""
@@ -125,18 +132,24 @@ class LogWatch:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._thread.shutdown()
+        self._threads.shutdown()
 
     # The looking
 
     def _tick_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        delay_s = FAST_TICK_S if self._is_any_fast else TICK_S
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
         if not self._watched:
             return
-        self._tick_later()
+        try:
+            self._look_around()
+        finally:
+            self._tick_later()
+
+    def _look_around(self) -> None:
         now = asyncio.get_running_loop().time()
         free = self._free_bytes()
         is_round = now - self._round_at_s >= ROUND_S or self._free_at_round - free >= FALLEN_BYTES
@@ -145,6 +158,7 @@ class LogWatch:
         for watched in self._watched.values():
             if is_round or watched.is_fast:
                 self._look(watched)
+        self._is_any_fast = any(watched.is_fast for watched in self._watched.values())
 
     def _free_bytes(self) -> int:
         found = os.statvfs(self._root)
@@ -153,16 +167,20 @@ class LogWatch:
     def _look(self, watched: Watched) -> None:
         if watched.cutting is not None:
             return
-        found = [os.fstat(fd) for fd in watched.fds]
-        sizes = [one.st_size for one in found]
+        found = [(one.st_size, one.st_blocks * _BLOCK_BYTES) for one in map(os.fstat, watched.fds)]
+        if found == watched.seen:
+            watched.is_fast = False
+            return
+        sizes = [size for size, _ in found]
         watched.is_fast = sum(sizes) - sum(watched.sizes) >= FAST_BYTES
         watched.sizes = sizes
         watched.holes = [_within(hole, size) for hole, size in zip(watched.holes, sizes, strict=True)]
-        wanted = self._wanted(watched, [one.st_blocks * _BLOCK_BYTES for one in found])
+        wanted = self._wanted(watched, [allocated for _, allocated in found])
+        watched.seen = found if not wanted else []
         loop = asyncio.get_running_loop()
         if wanted and loop.time() >= watched.not_before_s:
             copies = [os.dup(watched.fds[cut.stream]) for cut in wanted]
-            watched.cutting = loop.run_in_executor(self._thread, self._cut_all, watched, wanted, copies)
+            watched.cutting = loop.run_in_executor(self._threads, self._cut_all, watched, wanted, copies)
             watched.cutting.add_done_callback(lambda done: self._cut_done(watched, done))
 
     def _wanted(self, watched: Watched, allocated: list[int]) -> list[_Cut]:
@@ -187,7 +205,7 @@ class LogWatch:
         elif error is not None:
             raise error
 
-    # In the thread
+    # In a thread
 
     def _cut_all(self, watched: Watched, wanted: list[_Cut], fds: list[int]) -> None:
         try:
