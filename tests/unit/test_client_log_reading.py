@@ -20,6 +20,13 @@ def told(attempt: int, notice: str) -> LogResponse:
     return LogResponse(attempt=attempt, notice=notice)
 
 
+def gap(attempt: int, offset: int, missing: int) -> LogResponse:
+    """What is missing right before that offset."""
+    return LogResponse(
+        stream=LOG_STREAM_STDOUT, attempt=attempt, offset=offset, missing_bytes=missing, notice="some are missing"
+    )
+
+
 FOLLOW = LogRequest(id="t", follow=True)
 TAIL = LogRequest(id="t", follow=True, tail_lines=3)
 
@@ -44,6 +51,12 @@ TAIL = LogRequest(id="t", follow=True, tail_lines=3)
             FOLLOW,
             [out(1, 0, b"12345"), out(1, 0, b"6")],
             LogRequest(id="t", follow=True, attempt=1, stdout_offset=1, through_attempts=True),
+        ),
+        # What is missing was told: it is asked for from behind it.
+        (
+            FOLLOW,
+            [out(1, 0, b"12"), gap(1, 1002, 1000)],
+            LogRequest(id="t", follow=True, attempt=1, stdout_offset=1002, through_attempts=True),
         ),
         # The last lines of a stream that gave nothing yet are asked for again, but not those of the next attempt.
         (
@@ -75,3 +88,9 @@ def test_a_notice_is_news_once_for_each_attempt() -> None:
     reading = LogReading(FOLLOW)
     heard = [told(1, "waits"), told(1, "waits"), told(1, "left out"), told(2, "waits"), told(2, "waits")]
     assert [reading.take(response) for response in heard] == [True, False, True, True, False]
+
+
+def test_what_is_missing_is_news_each_time() -> None:
+    """A follower that is slow comes upon several gaps of the same size."""
+    reading = LogReading(FOLLOW)
+    assert [reading.take(gap(1, offset, 1000)) for offset in (1000, 3000)] == [True, True]

@@ -21,14 +21,18 @@ from node.api.server import task_service
 from node.api.tasks import TaskCalls
 from node.api.watch import WatchCall
 from node.core import lifecycle
+from node.core.log_cap import Span
 from node.core.model import Node, Outcome, Reason, Task
 from node.peer_channels import FORWARDED, PeerChannels
 from node.running.admission import Admission
+from node.running.log_watch import punch
 from node.running.logs import LogStore
 from pilfer.v1 import tasks_pb2, tasks_pb2_grpc
 from tests.support.api_node import come, go, node_record
 from tests.support.fake_etcd import LOST_BEFORE, FakeEtcd, Fault
 from tests.support.fake_store import FakeStore
+from tests.support.holes import can_punch
+from tests.support.require import require
 from tests.support.tasks import new_task, open_store
 from tests.support.wait import wait_until
 
@@ -186,6 +190,28 @@ async def test_a_reader_goes_on_at_an_offset(two: Two) -> None:
         assert read.bytes_of(stream=STDERR) == b""
         error = await Reader(asked, tasks_pb2.LogRequest(id=task.id, stdout_offset=7)).refused()
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_what_is_not_kept_is_told_and_a_broken_stream_goes_on_behind_it(two: Two) -> None:
+    require("holes", is_there=can_punch(two.b.logs.path("x-ff", 1, "stdout").parent), reason="no holes in files here")
+    task = await two.running(two.b)
+    two.b.write(task, b"a" * 300_000)
+    punched = Span(65_536, 262_144)
+    with two.b.logs.path(task.id, 1, "stdout").open("r+b") as file:
+        punch(file.fileno(), punched)
+    read = Reader(two.a, tasks_pb2.LogRequest(id=task.id, follow=True))
+    await wait_until(lambda: len(read.bytes_of()) == 300_000 - punched.length, WAIT_S)
+    await two.b.die()
+    await two.b.serve(node_id=node_record(2).id.replace("0001", "0002"))
+    two.b.write(task, b"end")
+    await two.ended(task)
+    await read.end()
+    gaps = [(r.missing_bytes, r.offset, r.data, r.stream) for r in read.got if r.missing_bytes]
+    assert gaps == [(punched.length, punched.end, b"", STDOUT)]
+    assert read.bytes_of() == b"a" * (300_000 - punched.length) + b"end"
+    (notice,) = read.notices
+    assert "192 KiB of stdout are missing here" in notice
+    assert "256 MiB" in notice
 
 
 async def test_it_is_followed_to_its_end_from_elsewhere(two: Two) -> None:

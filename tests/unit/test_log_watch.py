@@ -17,6 +17,7 @@ from node.core.log_cap import Span
 from node.running import log_watch
 from node.running.log_reader import LogReader, Piece
 from node.running.logs import LogStore, OpenLog
+from tests.support.holes import can_punch
 from tests.support.require import require
 from tests.support.wait import wait_until
 
@@ -41,21 +42,6 @@ def store(tmp_path: Path) -> Iterator[LogStore]:
     made = LogStore(tmp_path, LIMIT)
     yield made
     made.close()
-
-
-def can_punch(directory: Path) -> bool:
-    path = directory / "probe"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        os.write(fd, b"x" * MIB)
-        log_watch.punch(fd, Span(0, MIB // 2))
-    except OSError:
-        return False
-    else:
-        return os.lseek(fd, 0, os.SEEK_DATA) == MIB // 2
-    finally:
-        os.close(fd)
-        path.unlink()
 
 
 def text(offset: int, length: int) -> bytes:
