@@ -116,8 +116,30 @@ _SOCKET = OneOf(
     ),
 )
 
+#: Nobody lowers PID 1, which has the task's user id: made to run only when nothing else wants to (SCHED_IDLE), or on
+#: a processor that is always busy, it would neither pass on a stop, nor look at the deadline, nor die of a SIGKILL,
+#: for many seconds. Nor does anybody set its limits. In the sandbox it is known by no other number.
+_PID_1 = 1
+_NOT_PID_1 = OneOf(0, (_PID_1,), errno.EPERM, ALLOW)
+_PRIO_PROCESS, _PRIO_USER = 0, 2
+_IOPRIO_WHO_PROCESS, _IOPRIO_WHO_USER = 1, 3
+
+
+def _whose(process: int, user: int) -> Verdict:
+    """Of calls that take a kind (a process, a group, all of a user) and a number of that kind."""
+    of_process = OneOf(1, (_PID_1,), errno.EPERM, ALLOW)
+    return OneOf(0, (user,), errno.EPERM, OneOf(0, (process,), of_process, ALLOW))
+
+
 #: By their arguments.
 CHECKED: dict[str, Verdict] = {
+    "setpriority": _whose(_PRIO_PROCESS, _PRIO_USER),
+    "ioprio_set": _whose(_IOPRIO_WHO_PROCESS, _IOPRIO_WHO_USER),
+    "sched_setscheduler": _NOT_PID_1,
+    "sched_setparam": _NOT_PID_1,
+    "sched_setattr": _NOT_PID_1,
+    "sched_setaffinity": _NOT_PID_1,
+    "prlimit64": _NOT_PID_1,
     "clone": AnyBit(0, NAMESPACE_FLAGS, errno.EPERM, ALLOW),
     "clone3": errno.ENOSYS,
     "personality": OneOf(0, _PERSONALITIES, ALLOW, errno.EPERM),
@@ -162,15 +184,14 @@ ALLOWED: tuple[tuple[str, str], ...] = (
         "rt_sigaction rt_sigprocmask rt_sigpending rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigqueueinfo "
         "rt_tgsigqueueinfo sigaltstack pause restart_syscall futex futex_waitv futex_wake futex_wait "
         "futex_requeue set_robust_list get_robust_list set_tid_address rseq arch_prctl prctl sched_yield "
-        "sched_setaffinity sched_getaffinity sched_setparam sched_getparam sched_setscheduler sched_getscheduler "
-        "sched_setattr sched_getattr sched_get_priority_max sched_get_priority_min sched_rr_get_interval "
-        "getpriority setpriority ioprio_get ioprio_set",
+        "sched_getaffinity sched_getparam sched_getscheduler sched_getattr sched_get_priority_max "
+        "sched_get_priority_min sched_rr_get_interval getpriority ioprio_get",
     ),
     (
         "what a process is; without capabilities it can change into nobody else",
         "getpid getppid gettid getpgid getpgrp setpgid getsid setsid getuid geteuid getresuid setuid setreuid "
         "setresuid setfsuid getgid getegid getresgid setgid setregid setresgid setfsgid getgroups setgroups "
-        "capget capset getrlimit setrlimit prlimit64 getrusage times uname sysinfo getcpu getrandom",
+        "capget capset getrlimit setrlimit getrusage times uname sysinfo getcpu getrandom",
     ),
     (
         "time; setting the clock takes a capability that nobody has",
