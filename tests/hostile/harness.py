@@ -6,8 +6,9 @@ the protection that it is aimed at, so it is also run in one of these places:
 
 * `throwaway`: new namespaces of every kind for an ordinary user, who is root in them and nowhere else; no seccomp, no
   control group, no view of its own;
+* `ordinary`: as an ordinary user of the machine, in a PID and a mount namespace alone;
 * `weakened` (`weaken.py`): a sandbox as any other, with one protection left out;
-* the guest (`tests/guest`), as root: for what only the real root may do.
+* `as_root`, in the guest (`tests/guest`): for what only the real root may do.
 
 Never the machine itself: `attacks/guard.py` refuses.
 """
@@ -25,6 +26,7 @@ from uuid import uuid4
 from isolation.client import Sandbox
 from isolation.spec import BindMount, Ended, SandboxSpec
 from tests.isolation_live.conftest import PATH, Runner, text
+from tests.support.require import require
 from tests.support.wait import wait_until
 
 ATTACKS = Path(__file__).parent / "attacks"
@@ -41,17 +43,23 @@ REFUSED_EPERM = "refused EPERM"
 _THROWAWAY_UID = "65533"
 _THROWAWAY = """
 mount -t tmpfs -o mode=755,size=1m attacks /mnt
-mkdir /mnt/attacks
+mkdir /mnt/attacks /mnt/share
 mount --bind "$1" /mnt/attacks
 mount -o remount,bind,ro /mnt/attacks
+test -z "$2" || mount --bind "$2" /mnt/share
 mount -t tmpfs -o mode=1777,size=64m tmp /tmp
 cd /tmp
-user=$2
-shift 2
-exec prlimit --nproc=400 --as=2147483648 --cpu=60 --core=0 -- \
-  setpriv --reuid "$user" --regid "$user" --clear-groups --inh-caps=-all -- \
-  unshare --user --map-root-user --pid --mount --mount-proc --net --ipc --uts --cgroup --fork --kill-child -- "$@"
+user=$3
+shift 3
+test "$user" = 0 || set -- setpriv --reuid "$user" --regid "$user" --clear-groups --inh-caps=-all -- "$@"
+exec prlimit --nproc=400 --as=2147483648 --cpu=60 --core=0 -- "$@"
 """
+_APART = ("unshare", "--mount", "--propagation", "private")
+_WITH_PROCESSES = ("--pid", "--fork", "--kill-child", "--mount-proc")
+_ROOT_OF_NOTHING = (
+    *("unshare", "--user", "--map-root-user", "--mount", "--net", "--ipc", "--uts", "--cgroup"),
+    *(*_WITH_PROCESSES, "--"),
+)
 _THROWAWAY_TIMEOUT_S = 100.0
 
 
@@ -128,17 +136,35 @@ def marker() -> str:
     return " ".join([uuid4().hex, *names])
 
 
-async def throwaway(attack: str, *args: str, env: Mapping[str, str] | None = None) -> Report:
+async def throwaway(attack: str, *args: str) -> Report:
     """Runs it to its end as the root of namespaces that are gone with it, and is an ordinary user outside of them."""
-    return await asyncio.to_thread(run_throwaway, (*PYTHON, f"/mnt/attacks/{attack}.py", *args), env or {})
+    command = (*_ROOT_OF_NOTHING, *PYTHON, f"/mnt/attacks/{attack}.py", *args)
+    return await asyncio.to_thread(_run_apart, _APART, command, None)
 
 
-def run_throwaway(argv: tuple[str, ...], env: Mapping[str, str]) -> Report:
-    """Any command in such a place; the attacks are in /mnt/attacks, /tmp is its own."""
-    command = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", _THROWAWAY]
+async def ordinary(attack: str, *args: str, share: Path | None = None) -> Report:
+    """Runs it to its end as an ordinary user, who sees his own processes and the machine's files; `share` is at
+    /mnt/share, as it is."""
+    command = (*PYTHON, f"/mnt/attacks/{attack}.py", *args)
+    return await asyncio.to_thread(_run_apart, (*_APART, *_WITH_PROCESSES), command, share)
+
+
+def is_guest() -> bool:
+    """Whether this machine is the guest of tests/guest, which is thrown away."""
+    return "pilfer.guest" in Path("/proc/cmdline").read_text().split()
+
+
+async def as_root(attack: str, *args: str) -> Report:
+    """Runs it to its end as root, in the guest alone; skips the test everywhere else."""
+    require("guest", is_there=is_guest(), reason="only the guest may be attacked by root (make test-v2)")
+    command = (*PYTHON, f"/mnt/attacks/{attack}.py", *args)
+    return await asyncio.to_thread(_run_apart, (*_APART, *_WITH_PROCESSES), command, None, "0")
+
+
+def _run_apart(apart: tuple[str, ...], argv: tuple[str, ...], share: Path | None, user: str = _THROWAWAY_UID) -> Report:
     done = subprocess.run(
-        [*command, "sh", str(ATTACKS.resolve()), _THROWAWAY_UID, *argv],
-        env={"PATH": f"{PATH}:/usr/sbin:/sbin", MARKER: marker(), **env},
+        [*apart, "--", "sh", "-ec", _THROWAWAY, "sh", str(ATTACKS.resolve()), str(share or ""), user, *argv],
+        env={"PATH": f"{PATH}:/usr/sbin:/sbin", MARKER: marker()},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,8 @@ def _begins_with_guard(path: Path) -> bool:
 
 def test_every_attack_is_of_a_kind_that_is_looked_at() -> None:
     for path in ATTACKS.iterdir():
+        # Beside an attack, it would be imported in place of the standard library's.
+        assert path.stem not in sys.stdlib_module_names, path
         assert path.suffix in (".py", ".c", ".h") or path.name == "__pycache__", path
         if path.suffix == ".c":
             assert path.read_text().startswith('#include "guard.h"'), path

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from isolation import client
+from isolation import process
 from isolation.client import SpawnerConfig
 from tests.hostile.harness import Hostile
 from tests.isolation_live.conftest import running
@@ -22,6 +22,6 @@ _PROGRAM = (
 async def weakened(config: SpawnerConfig, *without: str) -> AsyncIterator[Hostile]:
     """Sandboxes whose plan lacks the steps of these names (`isolation/plan.py`), such as `seccomp`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "_PROGRAM", _PROGRAM.format(without=without))
+        patch.setattr(process, "_PROGRAM", _PROGRAM.format(without=without))
         async for runner in running(config):
             yield Hostile(runner)
