@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from isolation import process
 from isolation.client import SpawnerConfig
 from isolation.spec import BindMount
+from pilfer import Mount
 from tests.hostile.harness import Hostile, Report
+from tests.hostile.nodes import HostileNode, hostile_node
 from tests.isolation_live.conftest import running, text
 from tests.support.wait import wait_until
 
@@ -73,3 +80,102 @@ async def test_that_it_would_lead_there_otherwise(
         taker, victim = await _third_task(Hostile(runner), place)
     assert taker.succeeded >= {"list scratch", "accept", "connect"}, taker.said
     assert victim.said == {"scratch": "secret", "served": "SUCCEEDED", "connected": "SUCCEEDED"}
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[HostileNode]:
+    with hostile_node("--listen", "127.0.0.1:0", "--allow-host-network", "--allow-mount", "/var/lib") as found:
+        yield found
+
+
+def _ports(node: HostileNode) -> list[int]:
+    """Of the node and of its etcd: its own API, etcd's clients and peers."""
+    found = []
+    for process_ in (psutil.Process(node.node.pid), node.node.child("etcd")):
+        found += [c.laddr.port for c in process_.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert len(found) == 3, found
+    return found
+
+
+def _addresses() -> list[str]:
+    """Those of the machine, by which something that listens everywhere would be reached from another network."""
+    found = ["127.0.0.1", "127.0.0.2", "::1"]
+    for addresses in psutil.net_if_addrs().values():
+        found += [a.address for a in addresses if a.family == socket.AF_INET and not a.address.startswith("127.")]
+    return found
+
+
+def test_the_nodes_ports_from_a_network_of_ones_own(node: HostileNode) -> None:
+    ports = _ports(node)
+    report = node.run("sockets", *(f"tcp:{address}:{port}" for address in _addresses() for port in ports))
+    assert report.said
+    assert set(report.said.values()) <= {"refused ECONNREFUSED", "refused ENETUNREACH", "refused EADDRNOTAVAIL"}
+
+
+def test_the_nodes_ports_from_the_hosts_network(node: HostileNode) -> None:
+    """They can be reached there, and nobody is served who has no certificate of the cluster."""
+    ports = _ports(node)
+    wanted = [f"{kind}:127.0.0.1:{port}" for port in ports for kind in ("tcp", "tls")]
+    report = node.run("sockets", *wanted, network="host")
+    assert {name for name in report.said if name.startswith("tcp")} == report.succeeded, report.said
+    assert {report.get(f"tls:127.0.0.1:{port}") for port in ports} == {"refused EPERM"}
+
+
+def test_that_a_certificate_would_serve(node: HostileNode) -> None:
+    """The same question with the node's own certificate, given to the task by the test, is answered by the node and by
+    its etcd (whose port for peers asks for other names in it)."""
+    place = Path(tempfile.mkdtemp(prefix="pilfer-test-", dir="/var/lib"))
+    try:
+        place.chmod(0o755)
+        for suffix in ("crt", "key"):
+            copy = shutil.copy(node.node.data_dir / "pki" / f"node.{suffix}", place)
+            Path(copy).chmod(0o644)
+        wanted = [f"tls:127.0.0.1:{port}" for port in _ports(node)]
+        mounts = (Mount(str(place), "/given"),)
+        environment = {"CERTIFICATE": "/given/node"}
+        report = node.run("sockets", *wanted, network="host", mounts=mounts, env=environment)
+        assert len(report.succeeded) >= 2, (report.said, report.stderr)
+    finally:
+        shutil.rmtree(place)
+
+
+def test_unix_sockets_of_the_machine(node: HostileNode) -> None:
+    """Every one that the kernel knows, by path and by name; the node's own; those that others are known by."""
+    known = [line.split(" ")[-1] for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    wanted = {f"abstract:{name[1:]}" for name in known if name.startswith("@")}
+    wanted |= {f"unix:{name}" for name in known if name.startswith("/")}
+    wanted |= {f"unix:{node.node.data_dir}/node.sock", f"unix:/proc/{node.node.pid}/root/run/dbus/system_bus_socket"}
+    usual = ("docker.sock", "dbus/system_bus_socket", "containerd/containerd.sock", "systemd/private", "nscd/socket")
+    wanted |= {f"unix:{run}/{name}" for run in ("/run", "/var/run") for name in usual}
+    report = node.run("sockets", *wanted)
+    assert report.said.keys() >= wanted
+    assert report.succeeded == frozenset(), report.said
+
+
+def test_the_nodes_socket_with_the_hosts_network(node: HostileNode) -> None:
+    """A network namespace has nothing to do with paths: it is the view that keeps a task from it."""
+    address = f"unix:{node.node.data_dir}/node.sock"
+    assert node.run("sockets", address, network="host").get(address) == "refused ENOENT"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(address.removeprefix("unix:"))  # it is there
+
+
+def test_that_sockets_are_reached_where_they_may(node: HostileNode) -> None:
+    """An abstract one in the host's network, and one that lies in a mount, in spite of a network of one's own and of a
+    read-only mount: whoever mounts a directory mounts the sockets in it (docs/isolation.md)."""
+    place = Path(tempfile.mkdtemp(prefix="pilfer-test-", dir="/var/lib"))
+    try:
+        place.chmod(0o755)
+        with socket.socket(socket.AF_UNIX) as path, socket.socket(socket.AF_UNIX) as name:
+            path.bind(str(place / "socket"))
+            (place / "socket").chmod(0o777)
+            name.bind("\0pilfer-test-reached")
+            for one in (path, name):
+                one.listen(10)
+            mounts = (Mount(str(place), "/given", read_only=True),)
+            assert node.run("sockets", "unix:/given/socket", mounts=mounts).succeeded
+            wanted = "abstract:pilfer-test-reached"
+            assert node.run("sockets", wanted, network="host").succeeded
+            assert node.run("sockets", wanted).get(wanted) == "refused ECONNREFUSED"
+    finally:
+        shutil.rmtree(place)

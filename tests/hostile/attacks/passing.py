@@ -63,7 +63,10 @@ def _connected(network: int) -> None:
 
 
 def main() -> None:
-    {"give": give, "take": take}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "give":
+        give(sys.argv[2])
+    else:
+        take(sys.argv[2], sys.argv[3])
 
 
 main()
