@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from isolation.client import Sandbox, Spawner, SpawnerConfig
-from isolation.spec import Ended, Limits, SandboxSpec
+from isolation.spec import Ended, HostReport, Limits, SandboxSpec
 from tests.support.leaks import cgroups_of
 from tests.support.require import require
 from tests.support.wait import wait_until
@@ -90,7 +90,6 @@ def names_in(directory: Path) -> list[str]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> SpawnerConfig:
-    require("isolation", is_there=os.geteuid() == 0, reason="sandboxes need root")
     return SpawnerConfig(host_id=f"test-{uuid.uuid4()}", scratch_root=tmp_path / "scratch", allow_host_network=True)
 
 
@@ -100,10 +99,46 @@ async def runner(config: SpawnerConfig) -> AsyncIterator[Runner]:
         yield runner
 
 
+#: Of `report`, once found out.
+_reports: list[HostReport] = []
+
+
+@pytest.fixture
+async def report(config: SpawnerConfig) -> HostReport:
+    """What this host enforces for the user that runs the tests."""
+    if not _reports:
+        other = replace(config, host_id=f"{config.host_id}-report", scratch_root=config.scratch_root / "report")
+        spawner = await Spawner.start(other)
+        await spawner.close()
+        other.scratch_root.rmdir()
+        _reports.append(spawner.report)
+    return _reports[0]
+
+
+@pytest.fixture
+def root() -> None:
+    """For what an ordinary user cannot have, whatever its host allows."""
+    require("isolation", is_there=os.geteuid() == 0, reason="this holds for root alone")
+
+
+@pytest.fixture
+def groups(report: HostReport) -> None:
+    """For what control groups enforce, where there are some for the user that runs the tests."""
+    require("isolation", is_there=report.cgroup_version > 0, reason="; ".join(report.not_enforced))
+
+
+@pytest.fixture
+def freezer(report: HostReport) -> None:
+    """For what is frozen and not killed."""
+    lacks = [words for words in report.not_enforced if "freezing" in words]
+    require("isolation", is_there=not lacks, reason="; ".join(lacks))
+
+
 async def running(config: SpawnerConfig) -> AsyncIterator[Runner]:
     """A runner on a spawner of this configuration, and the check that nothing of either is left."""
     spawner = await Spawner.start(config)
-    require("isolation", is_there=spawner.report.cgroup_version > 0, reason="; ".join(spawner.report.not_enforced))
+    if os.geteuid() == 0:
+        require("isolation", is_there=spawner.report.cgroup_version > 0, reason="; ".join(spawner.report.not_enforced))
     runner = Runner(spawner)
     try:
         yield runner

@@ -51,6 +51,7 @@ async def test_spawner_killed(config: SpawnerConfig) -> None:
         assert (await again.run("/bin/true")).ended.exit_code == 0
 
 
+@pytest.mark.usefixtures("freezer")
 async def test_frozen_leftovers_are_gone_before_the_next_is_ready(config: SpawnerConfig) -> None:
     spawner = await Spawner.start(config)
     runner = Runner(spawner)
@@ -87,6 +88,7 @@ async def test_a_stopped_spawner_makes_room(config: SpawnerConfig, tmp_path: Pat
     runner.close()
 
 
+@pytest.mark.usefixtures("freezer")
 async def test_its_lock_is_no_sandboxs(config: SpawnerConfig, tmp_path: Path) -> None:
     """A frozen sandbox of a spawner that was killed must not keep the next one waiting."""
     config = replace(config, lock=tmp_path / "spawner.lock")
@@ -105,6 +107,7 @@ async def test_its_lock_is_no_sandboxs(config: SpawnerConfig, tmp_path: Path) ->
         assert (await again.run("/bin/true")).ended.exit_code == 0
 
 
+@pytest.mark.usefixtures("groups")
 async def test_a_removed_control_group(config: SpawnerConfig) -> None:
     """By an administrator, or a tool that tidies up, while nothing ran: the fence does not break, and the next launch
     is one that the node repeats, with the next spawner."""

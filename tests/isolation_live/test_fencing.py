@@ -35,6 +35,7 @@ def is_frozen(pid: int) -> bool:
     return False
 
 
+@pytest.mark.usefixtures("freezer")
 async def test_freeze_thaw_and_go_on(runner: Runner) -> None:
     sandbox, out, _ = await runner.launch(runner.spec("sh", "-c", COUNTS))
     await wait_until(lambda: "3" in text(out))
@@ -49,6 +50,7 @@ async def test_freeze_thaw_and_go_on(runner: Runner) -> None:
     assert (await sandbox.wait()).ended_by == "stop"
 
 
+@pytest.mark.usefixtures("freezer")
 async def test_no_progress_while_frozen(runner: Runner) -> None:
     sandbox, out, _ = await runner.launch(runner.spec("sh", "-c", COUNTS))
     await wait_until(lambda: "3" in text(out))
@@ -85,6 +87,7 @@ async def test_fence_kills_all_and_starts_nothing(runner: Runner) -> None:
     assert (await runner.run("/bin/true")).ended.exit_code == 0
 
 
+@pytest.mark.usefixtures("freezer")
 async def test_stop_of_a_frozen_one_takes_effect_without_a_further_step(runner: Runner) -> None:
     sandbox, out, _ = await runner.launch(runner.spec("sh", "-c", COUNTS))
     await wait_until(lambda: "3" in text(out))

@@ -60,7 +60,9 @@ async def launch(spawner: SupervisedSpawner, name: str) -> tuple[int, asyncio.Ta
     return sandbox.started.pid, asyncio.create_task(ended())
 
 
-@pytest.mark.parametrize("frozen", [False, True], ids=["running", "frozen"])
+@pytest.mark.parametrize(
+    "frozen", [False, pytest.param(True, marks=pytest.mark.usefixtures("freezer"))], ids=["running", "frozen"]
+)
 async def test_a_stopped_spawner_is_replaced_and_its_tasks_are_gone(config: SpawnerConfig, *, frozen: bool) -> None:
     async with supervised(config) as spawner:
         spawner.set_deadline(boottime() + 600)

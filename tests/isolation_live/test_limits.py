@@ -38,6 +38,7 @@ async def test_one_pid_is_enough_for_a_command(runner: Runner) -> None:
     assert (await runner.run("/bin/true", limits=with_limits(pids=1))).ended.exit_code == 0
 
 
+@pytest.mark.usefixtures("groups")
 async def test_cpu_quota(runner: Runner) -> None:
     code = "import time\nend = time.monotonic() + 1\nwhile time.monotonic() < end: pass"
     for _ in range(2):

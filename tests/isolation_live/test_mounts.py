@@ -62,6 +62,7 @@ async def test_no_setuid_and_no_devices_come_in(runner: Runner, source: Path) ->
     assert {"nosuid", "nodev"} <= set(options)
 
 
+@pytest.mark.usefixtures("root")
 async def test_the_unprivileged_user_is_named_where_it_may_not_write(runner: Runner, source: Path) -> None:
     source.chmod(0o755)
     result = await runner.sh("touch /data/x", mounts=(BindMount(str(source), "/data", read_only=False),))
@@ -146,6 +147,7 @@ async def test_a_share_that_is_not_there_stops_the_start(config: SpawnerConfig) 
             pytest.fail("it started")
 
 
+@pytest.mark.usefixtures("root")
 async def test_the_nodes_own_directory_is_hidden(config: SpawnerConfig) -> None:
     own = Path("/opt/pilfer-test-own")
     own.mkdir()
@@ -165,6 +167,7 @@ async def test_a_host_network_that_the_node_does_not_allow(config: SpawnerConfig
         assert (failed.value.report.step, failed.value.report.errno) == ("network", errno.EPERM)
 
 
+@pytest.mark.usefixtures("root")
 async def test_a_user_for_each(config: SpawnerConfig) -> None:
     async for runner in running(replace(config, uid_base=200_000, uid_count=2)):
         sandbox = await runner.start("sh", "-c", "id -u; exec sleep 60", says="20000")

@@ -60,12 +60,14 @@ async def test_peak_memory_is_of_this_sandbox_alone(runner: Runner) -> None:
         assert small.cpu_s < 0.2
 
 
+@pytest.mark.usefixtures("groups")
 async def test_out_of_memory(runner: Runner) -> None:
     ended = (await runner.run(PYTHON, "-c", HOG, "200", limits=with_limits(memory_bytes=64 << 20))).ended
     assert (ended.exit_code, ended.signal, ended.out_of_memory, ended.ended_by) == (None, signal.SIGKILL, True, "")
     assert ended.usage.memory_peak_bytes <= 64 << 20
 
 
+@pytest.mark.usefixtures("groups")
 async def test_out_of_memory_of_a_grandchild_shows(runner: Runner) -> None:
     script = f"{PYTHON} -c '{HOG}' 200; exit 3"
     result = await runner.sh(script, limits=with_limits(memory_bytes=64 << 20))
@@ -74,6 +76,7 @@ async def test_out_of_memory_of_a_grandchild_shows(runner: Runner) -> None:
     assert result.ended.exit_code in (3, None)
 
 
+@pytest.mark.usefixtures("groups")
 async def test_out_of_memory_does_not_stick_to_the_group(runner: Runner) -> None:
     await runner.run(PYTHON, "-c", HOG, "200", limits=with_limits(memory_bytes=64 << 20))
     for _ in range(3):
@@ -81,12 +84,14 @@ async def test_out_of_memory_does_not_stick_to_the_group(runner: Runner) -> None
     assert (await runner.run(PYTHON, "-c", HOG, "100")).ended.exit_code == 0  # nor the limit
 
 
+@pytest.mark.usefixtures("groups")
 async def test_tmp_counts_as_memory(runner: Runner) -> None:
     script = "dd if=/dev/zero of=/tmp/full bs=1M count=100 2>/dev/null"
     ended = (await runner.sh(script, limits=with_limits(memory_bytes=32 << 20))).ended
     assert ended.out_of_memory
 
 
+@pytest.mark.usefixtures("groups")
 async def test_a_limit_too_small_to_start_is_out_of_memory(runner: Runner) -> None:
     sandbox, _, _ = await runner.launch(runner.spec("/bin/true", limits=with_limits(memory_bytes=4096)))
     ended = await sandbox.wait()

@@ -97,6 +97,7 @@ async def test_messages_on_the_wrong_socket(raw: RawSpawner) -> None:
     assert (await asyncio.to_thread(raw.run_true)).exit_code == 0
 
 
+@pytest.mark.usefixtures("root")
 async def test_no_descriptors_left(runner: Runner) -> None:
     """The spawner at its limit of descriptors refuses, keeps going, and works again when there is room."""
     pid = runner.spawner.pid
