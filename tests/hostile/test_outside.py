@@ -101,10 +101,11 @@ async def test_what_the_kernel_tells(hostile: Hostile) -> None:
     assert report.get("kernel's log") in ("refused EPERM", "refused ENOSYS")
 
 
-async def test_that_the_kernel_tells_more_elsewhere() -> None:
-    """Without the masks, an ordinary user reads more of it."""
+async def test_that_the_kernel_tells_what_everybody_may_read() -> None:
+    """The same attempts without our masks: what anybody may read is read. That root would read the rest cannot be shown
+    here, since no attack runs as root; which files are masked for everybody depends on the kernel that is built."""
     report = await throwaway("outside", "reading")
-    assert report.succeeded - _TOLD, report.said
+    assert {"/proc/interrupts", "/proc/cmdline", "/proc/mounts"} <= report.succeeded, report.said
 
 
 async def test_deaths_and_urgent_data(hostile: Hostile) -> None:
