@@ -26,6 +26,9 @@ PR_SET_SECCOMP = 22
 PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_MODE_FILTER = 2
 
+#: keyctl(2)
+KEYCTL_JOIN_SESSION_KEYRING = 1
+
 _TREE_FLAGS = sys_.OPEN_TREE_CLONE | sys_.OPEN_TREE_CLOEXEC
 
 #: Of a bound tree: no setuid programs, no device nodes (mount_setattr(2)).

@@ -82,6 +82,7 @@ class Launcher:
                     nofile=self._nofile,
                     filter=self._filter,
                     user_steps=self._user_steps(spec),
+                    masked_in_proc=self._view.masked_in_proc,
                 )
                 sandbox = self._clone(spec, resources, group)
             finally:

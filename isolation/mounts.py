@@ -1,10 +1,10 @@
-"""What a sandbox sees of the file system.
+"""What a sandbox sees of the file system: how it is made. What of the host is shown is `isolation/shown.py`'s.
 
 Once, in the spawner: a root made of a small tmpfs, with the host's top-level directories bound into it, read-only,
-without setuid programs and device nodes; /run, /root, /home, /tmp and /var/tmp are empty instead (a unix socket on
-any visible path can be connected to, in spite of a network namespace and a read-only mount, so where sockets and
-secrets live must not be visible); /sys is bound without what is mounted in it (cgroups, debugfs), masked; /dev is a
-template of our own. The spawner pivots into that root, so that a sandbox's own copy of it costs next to nothing.
+without setuid programs and device nodes; hidden places are empty instead, and of /var a few directories are there;
+/sys is a fresh one, without the host's network interfaces and what is mounted in it (cgroups, debugfs), masked; /dev
+is a template of our own. The spawner pivots into that root, so that a sandbox's own copy of it costs next to nothing:
+about a microsecond for each mount in it.
 
 Per sandbox, in its own mount namespace: fresh /proc, /tmp and /dev/pts, its scratch directory at SCRATCH_DIR, and its
 mounts. A host path travels as a detached tree: opened without following links, copied by open_tree in the host's
@@ -23,19 +23,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from isolation import _sandbox as sys_
-from isolation import kernel, rootless_view
+from isolation import kernel, rootless_view, shown
 from isolation.config import SpawnerConfig
 from isolation.errors import StepFailed, explain
 from isolation.spec import SCRATCH_DIR, BindMount
-
-#: Of the host's root, not shown: empty directories on our own tmpfs.
-HIDDEN = ("run", "root", "home", "tmp")
-#: Not shown either, deeper down.
-HIDDEN_BELOW = (Path("/var/tmp"), Path("/var/run"))  # noqa: S108  (hidden, not used)
-#: Our own in every sandbox: nothing can be mounted there.
-OWN = ("proc", "dev", "sys")
-#: Covered in /sys: firmware tables and what can be learned from power meters.
-MASKED = ("sys/firmware", "sys/devices/virtual/powercap", "sys/kernel/security")
 
 #: Where all scratch directories are in the spawner's view; each child binds its own and covers this with EMPTY.
 STAGE = "/.pilfer"
@@ -81,14 +72,18 @@ class View:
         self._host_namespace = os.open("self/ns/mnt", flags, dir_fd=proc_fd)
         #: Shares that lie where every sandbox has a mount of its own: attached per sandbox like its own mounts.
         #: Their sources are trusted as the node's own setting, so links are followed, once.
+        shares = [replace(share, target=check_target(share.target)) for share in config.shares]
         self._late_shares = tuple(
             replace(share, source=str(Path(share.source).resolve()))
-            for share in config.shares
+            for share in shares
             if _is_per_sandbox(share.target)
         )
+        #: Files in /proc that each sandbox covers in its own.
+        self.masked_in_proc = tuple(shown.masked_in_proc(proc_fd))
         kernel.unshare(sys_.CLONE_NEWNS)
         kernel.mount("", "/", "", sys_.MS_REC | sys_.MS_PRIVATE)
-        self._bound = _build(config, is_ordinary=is_ordinary)
+        early_shares = [share for share in shares if not _is_per_sandbox(share.target)]
+        self._bound = _build(config, early_shares, proc_fd, is_ordinary=is_ordinary)
         self._root_writable = kernel.open_tree(kernel.AT_FDCWD, ".", recursive=False)
         _make_read_only(".")
         kernel.pivot_root_here()
@@ -161,14 +156,13 @@ class View:
         if _is_per_sandbox(target):
             base = next(p for p in PER_SANDBOX if _is_below(target, p))
             return tuple(_chain(target, base))
-        top = PurePosixPath(target).parts[1]
-        if top in self._bound:
+        if any(_is_below(target, bound) for bound in self._bound):
             try:
                 there = stat.S_ISDIR(os.stat(target).st_mode)  # noqa: PTH116  (one call, no object)
             except OSError as error:
                 words = (
                     f"{target}: {os.strerror(error.errno or 0)}: a mount's target must exist on the host, "
-                    f"or lie below /mnt-like new top-level names, /tmp or {SCRATCH_DIR}"
+                    f"or lie below a hidden or a new top-level name (/mnt, /data), /tmp or {SCRATCH_DIR}"
                 )
                 raise StepFailed("mount", error.errno or 0, target, words) from error
             if there != is_dir:
@@ -184,10 +178,14 @@ class View:
 def check_target(target: str) -> str:
     """The target in its plain form. Raises StepFailed where nothing may be mounted there."""
     parts = PurePosixPath(target).parts
-    if not target.startswith("/") or len(parts) < 2 or ".." in parts or parts[1] in (*OWN, STAGE[1:], EMPTY[1:]):
+    if not target.startswith("/") or len(parts) < 2 or ".." in parts or parts[1] in (*shown.OWN, STAGE[1:], EMPTY[1:]):
         words = f"{target!r}: a mount's target must be an absolute path without .., and not /, /proc, /dev or /sys"
         raise StepFailed("mount", errno.EINVAL, target, words)
-    return "/" + "/".join(parts[1:])
+    plain = "/" + "/".join(parts[1:])
+    for name, leads_to in shown.LINKS_IN_VAR.items():
+        if _is_below(plain, f"/var/{name}"):
+            return leads_to + plain[len(f"/var/{name}") :]
+    return plain
 
 
 def _source_failed(mount: BindMount, error: OSError) -> StepFailed:
@@ -225,47 +223,53 @@ def _make_target(relative: str, *, is_dir: bool, dir_fd: int | None = None) -> N
             os.mknod(relative, stat.S_IFREG | 0o444, dir_fd=dir_fd)
 
 
-def _build(config: SpawnerConfig, *, is_ordinary: bool) -> frozenset[str]:
-    """Makes the root in a tmpfs that becomes the current directory; gives the host's names that are bound in it."""
+def _build(
+    config: SpawnerConfig, wanted_shares: Sequence[BindMount], proc_fd: int, *, is_ordinary: bool
+) -> frozenset[str]:
+    """Makes the root in a tmpfs that becomes the current directory; gives the paths at which the host's are bound."""
     trees = dict(_host_trees())
-    sys_tree = kernel.open_tree(kernel.AT_FDCWD, "/sys", recursive=is_ordinary)
-    kernel.set_attributes(sys_tree, kernel.SAFE_READ_ONLY | sys_.MOUNT_ATTR_NOEXEC, recursive=is_ordinary)
+    sockets = shown.bound_sockets(Path("/proc/self/net/unix").read_text(errors="surrogateescape"))
     ordinary = _Ordinary() if is_ordinary else None
     scratch = kernel.open_tree(kernel.AT_FDCWD, str(config.scratch_root), recursive=False)
     kernel.set_attributes(scratch, kernel.SAFE, recursive=False)
-    shares = [_share_tree(share) for share in _all_shares(config) if not _is_per_sandbox(share.target)]
-    # Resolved now: a link such as /var/run means another place in the host's root than in ours.
-    hidden = [path for p in (*HIDDEN_BELOW, *config.hidden) if (path := p.resolve()).parts[1] not in HIDDEN]
-    links = {path.name: path.readlink() for path in Path("/").iterdir() if path.is_symlink()}
+    shares = [_share_tree(share) for share in (*wanted_shares, *_resolver())]
+    # Resolved now: a link means another place in the host's root than in ours.
+    hidden = [str(path.resolve()).lstrip("/") for path in config.hidden]
+    taken = (*shown.HIDDEN, *shown.OWN)
+    links = {path.name: path.readlink() for path in Path("/").iterdir() if path.is_symlink() and path.name not in taken}
+    sys_tree = _sys_tree(proc_fd, is_ordinary=is_ordinary)
 
     kernel.mount("tmpfs", "/tmp", "tmpfs", _TREE, _ROOT_OPTIONS)  # noqa: S108  (only a place, in our own namespace)
     os.chdir("/tmp")  # noqa: S108  (as above)
     for name, target in links.items():
         Path(name).symlink_to(target)
-    for name, (fd, is_dir) in trees.items():
-        _put(fd, name, is_dir=is_dir)
-    for name in (*HIDDEN, *OWN):
-        Path(name).mkdir(mode=0o755, exist_ok=True)
-    Path(SCRATCH_DIR.lstrip("/")).mkdir(mode=0o755)
+    for name in (*taken, SCRATCH_DIR.lstrip("/")):
+        Path(name).mkdir(mode=0o755)
+    for name, leads_to in shown.LINKS_IN_VAR.items():
+        Path("var", name).symlink_to(f"..{leads_to}")
+    for name, fd in trees.items():
+        _put(fd, name, is_dir=True)
     _put(sys_tree, "sys", is_dir=True)
-    masked = MASKED if ordinary is None else (*MASKED, *ordinary.in_sys)
-    covers = [_cover(path) for path in masked if Path(path).is_dir()]
-    covers += [_cover(str(path).lstrip("/")) for path in hidden if Path(str(path).lstrip("/")).is_dir()]
     if ordinary is not None:
         _put(ordinary.proc_tree, "proc", is_dir=True)
+    masked = [f"sys/{name}" for name in shown.MASKED_IN_SYS] + ([] if ordinary is None else list(ordinary.in_sys))
+    covers = [_cover(path) for path in masked if Path(path).is_dir()]
     _put_devices(None if ordinary is None else ordinary.devices)
+    _cover_sockets(sockets)
     for share, (fd, is_dir) in shares:
         try:
             _put(fd, share.target.strip("/"), is_dir=is_dir)
         except OSError as error:
             raise StepFailed("share", error.errno or 0, share.target) from error
-    Path(EMPTY.lstrip("/")).mkdir(mode=0o700)
+    # After the shares, which may hold them.
+    covers += [_cover(path) for path in hidden if Path(path).is_dir()]
+    Path(EMPTY.lstrip("/")).mkdir(mode=0o755)
     stage = Path(STAGE.lstrip("/"))
     stage.mkdir(mode=0o700)
     _put(scratch, str(stage), is_dir=True)
     for cover in covers:
         _make_read_only(cover)
-    return frozenset(trees) | frozenset(links)
+    return frozenset(f"/{name}" for name in (*trees, *links))
 
 
 class _Ordinary:
@@ -278,27 +282,62 @@ class _Ordinary:
         self.in_sys = tuple(path.lstrip("/") for path in rootless_view.mounted_below("/sys", mountinfo))
 
 
-def _host_trees() -> Iterator[tuple[str, tuple[int, bool]]]:
-    """A read-only copy of each visible top-level entry of the host."""
+def _host_trees() -> Iterator[tuple[str, int]]:
+    """A read-only copy of each directory of the host that is shown, by its path without the first slash."""
     for entry in sorted(os.scandir("/"), key=lambda e: e.name):
-        is_dir = entry.is_dir(follow_symlinks=False)
-        if entry.name in (*HIDDEN, *OWN) or not (is_dir or entry.is_file(follow_symlinks=False)):
-            continue
-        fd = kernel.open_tree(kernel.AT_FDCWD, entry.path, recursive=True)
-        kernel.set_attributes(fd, kernel.SAFE_READ_ONLY, recursive=True)
-        yield entry.name, (fd, is_dir)
+        if entry.name not in (*shown.HIDDEN, *shown.OWN) and entry.is_dir(follow_symlinks=False):
+            yield entry.name, _read_only_copy(entry.path)
+    for name in shown.shown_in_var(Path("/var")):
+        yield f"var/{name}", _read_only_copy(f"/var/{name}")
 
 
-def _all_shares(config: SpawnerConfig) -> Iterator[BindMount]:
-    yield from config.shares
-    # Where systemd-resolved writes the name servers, /etc/resolv.conf leads into /run, which is hidden.
+def _read_only_copy(path: str) -> int:
+    fd = kernel.open_tree(kernel.AT_FDCWD, path, recursive=True)
+    kernel.set_attributes(fd, kernel.SAFE_READ_ONLY, recursive=True)
+    return fd
+
+
+def _sys_tree(proc_fd: int, *, is_ordinary: bool) -> int:
+    """A read-only /sys, without the host's network interfaces where we can make our own."""
+    if not is_ordinary:
+        # A container may not be allowed to mount one; then it is the host's, as an ordinary user's is.
+        with contextlib.suppress(OSError):
+            _mount_sys(proc_fd)
+    tree = kernel.open_tree(kernel.AT_FDCWD, "/sys", recursive=is_ordinary)
+    kernel.set_attributes(tree, kernel.SAFE_READ_ONLY | sys_.MOUNT_ATTR_NOEXEC, recursive=is_ordinary)
+    return tree
+
+
+def _mount_sys(proc_fd: int) -> None:
+    """Over the host's, for us alone: it shows the interfaces of the network namespace that it is mounted in."""
+    own = os.open("self/ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+    try:
+        kernel.unshare(sys_.CLONE_NEWNET)
+        try:
+            kernel.mount("sysfs", "/sys", "sysfs", _TREE | sys_.MS_NOEXEC)
+        finally:
+            kernel.setns(own, sys_.CLONE_NEWNET)
+    finally:
+        os.close(own)
+
+
+def _cover_sockets(paths: Iterator[str]) -> None:
+    """Of what is in the view below the current directory: sockets that everybody may use, under the null device."""
+    found = [relative for path in paths if shown.is_open_socket(relative := path.lstrip("/"))]
+    for relative in found[: shown.SOCKETS_MAX]:
+        null = kernel.open_tree(kernel.AT_FDCWD, "dev/null", recursive=False)
+        kernel.move_mount(null, relative)
+        os.close(null)
+
+
+def _resolver() -> Iterator[BindMount]:
+    """Where systemd-resolved writes the name servers, /etc/resolv.conf leads into /run, which is hidden."""
     resolver = Path("/etc/resolv.conf").resolve()
-    if resolver.is_file() and resolver.parts[1] in HIDDEN:
+    if resolver.is_file() and resolver.parts[1] in shown.HIDDEN:
         yield BindMount(str(resolver), str(resolver))
 
 
 def _share_tree(share: BindMount) -> tuple[BindMount, tuple[int, bool]]:
-    check_target(share.target)
     try:
         is_dir = Path(share.source).is_dir()
         fd = kernel.open_tree(kernel.AT_FDCWD, share.source, recursive=True)

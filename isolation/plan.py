@@ -71,6 +71,8 @@ class Resources:
     filter: bytes
     #: What an ordinary user's sandbox has instead (`isolation/rootless.py`); None for root.
     user_steps: UserSteps | None = None
+    #: Files in /proc to cover.
+    masked_in_proc: Sequence[str] = ()
 
 
 def steps(spec: SandboxSpec, r: Resources) -> list[Step]:
@@ -82,6 +84,8 @@ def steps(spec: SandboxSpec, r: Resources) -> list[Step]:
     plan.append(Step("cgroup namespace", "", (0, sys_.SYS_unshare, sys_.CLONE_NEWCGROUP)))
     if r.network_fd is not None:
         plan.append(Step("network", "", (0, sys_.SYS_setns, r.network_fd, sys_.CLONE_NEWNET)))
+    plan.append(_PROC)
+    plan += [_mount("proc", "/dev/null", f"/proc/{name}", "", flags=sys_.MS_BIND) for name in r.masked_in_proc]
     plan += _mounts(None if own is None else own.tmp_bytes)
     plan.append(_mount("scratch", f"{STAGE}/{spec.id}", SCRATCH_DIR, "", flags=sys_.MS_BIND))
     for attachment in r.attachments:
@@ -121,9 +125,9 @@ _TMP = _mount("tmp", "tmp", "/tmp", "tmpfs", flags=_NO_SET, options="mode=1777")
 
 def _mounts(tmp_bytes: int | None) -> list[Step]:
     if tmp_bytes is None:
-        return [_PROC, _TMP, _PTS]
+        return [_TMP, _PTS]
     options = f"mode=1777,size={tmp_bytes}"
-    return [_PROC, _mount("tmp", "tmp", "/tmp", "tmpfs", flags=_NO_SET, options=options), _PTS]  # noqa: S108  (as above)
+    return [_mount("tmp", "tmp", "/tmp", "tmpfs", flags=_NO_SET, options=options), _PTS]  # noqa: S108  (as above)
 
 
 def _attach(attachment: Attachment) -> list[Step]:

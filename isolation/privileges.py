@@ -41,6 +41,10 @@ def drop_for_good() -> None:
         for number in range(max(prctl.ALL_CAPS) + 1, 64):
             sys_.syscall(sys_.SYS_prctl, kernel.PR_CAPBSET_DROP, number, 0, 0, 0)
     prctl.set_no_new_privs(1)
+    # An empty session keyring: that of whoever started the node is inherited otherwise, for tasks to see in /proc/keys,
+    # and for the kernel to look keys up in. ENOSYS, EPERM: a kernel or a container without keys.
+    with contextlib.suppress(OSError):
+        sys_.syscall(sys_.SYS_keyctl, kernel.KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
     for which, bound in _INHERITED_BOUNDS:
         _, hard = resource.getrlimit(which)
         # Raising a hard limit takes CAP_SYS_RESOURCE, which a host may not have given us.
