@@ -60,6 +60,8 @@ class EtcdConfig:
     state: Literal["new", "existing"] = "new"
     #: The other members, name -> peer URL (a member with several stands there several times), for "existing".
     initial_cluster: tuple[tuple[str, str], ...] = ()
+    #: Makes this member the only one of its cluster, whatever its data say: for an operator whose quorum is lost.
+    force_new_cluster: bool = False
     quota_bytes: int = 8 << 30
     #: The same on all members. A lone voter that was restarted serves after 1 to 2 of these (it elects itself, though
     #: nobody else could be), and the shortest lease is 1.5 of them, rounded up to seconds.
@@ -147,6 +149,8 @@ def arguments(config: EtcdConfig, ports: Ports, flags: frozenset[str]) -> list[s
         ("log-outputs", str(config.log_file)),
         ("log-level", "info"),
     ]
+    if config.force_new_cluster:
+        given += [("force-new-cluster", "true")]
     if config.allowed_hostname is not None:
         given += _admission(config.allowed_hostname, config.binary.version)
     if "compaction-batch-limit" in flags:  # 3.6

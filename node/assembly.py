@@ -48,6 +48,7 @@ from node.joining.foothold import Foothold, papers_of
 from node.joining.place import Place
 from node.lives import Lives
 from node.peer_channels import PeerChannels
+from node.recovery.snapshots import Snapshots
 from node.retention import Retention
 from node.running.admission import Admission
 from node.running.log_sweep import LogSweep
@@ -89,6 +90,7 @@ class Assembly:
         #: None until there is a quorum.
         self._lives: Lives | None = None
         self._voters: VotersDuty | None = None
+        self._node_count = 1
 
     async def run(self, stack: contextlib.AsyncExitStack, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         """Until `stop`; `hurry` cuts the stop short. Prints one line on stdout when the node serves."""
@@ -287,12 +289,22 @@ class Assembly:
             on_nodes=self._see_nodes,
         )
 
+    def _snapshots(self, etcd: Etcd) -> Snapshots:
+        return Snapshots(
+            etcd,
+            self._data.snapshots,
+            self._data.host_id,
+            interval_s=self._settings.snapshot_interval_s,
+            count_nodes=lambda: self._node_count,
+        )
+
     def _extra_duties(self, engines: Engines, identity: Identity) -> list[ExtraDuty]:
         duty = Duty(engines.etcd, VotersDuty.DUTY, identity)
         self._voters = VotersDuty(engines.etcd, duty, engines.make_member_client)
         return [("voters", self._voters.run())]
 
     def _see_nodes(self, nodes: Mapping[str, Node]) -> None:
+        self._node_count = len(nodes)
         if self._whereabouts is not None:
             self._whereabouts.set_nodes(nodes)
         if self._voters is not None:
@@ -374,6 +386,7 @@ class Assembly:
                 duties=held,
             ),
             LogSweep(engines.etcd, logs, self._data.logs),
+            self._snapshots(engines.etcd),
         )
 
     @staticmethod

@@ -104,6 +104,8 @@ class Settings:
     etcd_binary: Path | None = None
     etcd_quota_bytes: int = 8 * 2**30
     compaction_interval_s: float = 30.0
+    #: Between two snapshots of the cluster's data on this host's disk; 0: none.
+    snapshot_interval_s: float = 600.0
     #: Ended tasks older than this are deleted, with their logs.
     retention_age_s: float = 7 * 86_400.0
     #: Of ended tasks more than this, the oldest are deleted, with their logs.
@@ -158,6 +160,7 @@ _OPTIONS: Final = (
     _Option("etcd", "etcd_binary", parse_path),
     _Option("etcd_quota", "etcd_quota_bytes", parse_size_from(ETCD_QUOTA_MIN_BYTES)),
     _Option("compaction_interval", "compaction_interval_s", parse_duration_from(1.0)),
+    _Option("snapshot_interval", "snapshot_interval_s", parse_duration_from(0.0)),
     _Option("retention_age", "retention_age_s", parse_duration_from(1.0)),
     _Option("retention_count", "retention_count", parse_count_from(0)),
     _Option("queue_window", "queue_window", parse_count_from(1)),

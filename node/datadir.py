@@ -11,7 +11,7 @@ node runs as, since the unix socket in it is the local administrator's door and 
     cluster.json       the cluster that this host belongs to, and where it is (node/joining/cluster_memory.py)
     node.toml          settings (optional, the administrator's)
     node.sock          the API
-    etcd/ pki/ logs/ scratch/
+    etcd/ pki/ logs/ scratch/ snapshots/
 
 Must not do: start, clean up or interpret anything; what the last incarnation left is for node/app.py to settle.
 """
@@ -33,7 +33,7 @@ from typing import Final, Self
 from node.files import TEMPORARY_PREFIX, write_atomic
 from node.host_lock import HostIdBusy, HostLock, runtime_directory
 
-_SUBDIRECTORIES: Final = ("etcd", "pki", "logs", "scratch")
+_SUBDIRECTORIES: Final = ("etcd", "pki", "logs", "scratch", "snapshots")
 _FILES: Final = ("lock", "spawner.lock", "host_id", "incarnation.json", "cluster.json", "node.toml", "node.sock")
 
 _MACHINE_ID: Final = Path("/etc/machine-id")
@@ -173,6 +173,10 @@ class DataDir:
     @property
     def scratch(self) -> Path:
         return self.path / "scratch"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
 
     @property
     def _incarnation(self) -> Path:

@@ -1,6 +1,6 @@
-"""What keeps the database small and the logs in step with it: compaction, retention, and the removal of logs whose
-tasks are forgotten. Every node runs all of it; which steps are one node's alone, each part asks by itself
-(`node/cluster/duties.py`)."""
+"""What keeps the database small, the logs in step with it, and copies of it at hand: compaction, retention, the removal
+of logs whose tasks are forgotten, snapshots. Every node runs all of it; which steps are one node's alone, each part
+asks by itself (`node/cluster/duties.py`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 
 from etcd.maintenance import Maintenance
+from node.recovery.snapshots import Snapshots
 from node.retention import Retention
 from node.running.log_sweep import LogSweep
 from node.running.logs import LogStore
@@ -19,10 +20,17 @@ REMOVED_AT_ONCE = 50
 class StoreDuties:
     """Runs the duties; says when the database is filling up."""
 
-    def __init__(self, maintenance: Maintenance, retention: Retention, log_sweep: LogSweep | None = None) -> None:
+    def __init__(
+        self,
+        maintenance: Maintenance,
+        retention: Retention,
+        log_sweep: LogSweep | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         self._maintenance = maintenance
         self._retention = retention
         self._log_sweep = log_sweep
+        self._snapshots = snapshots
 
     @property
     def refusal(self) -> str | None:
@@ -41,6 +49,8 @@ class StoreDuties:
             group.create_task(self._retention.run(), name="retention")
             if self._log_sweep is not None:
                 group.create_task(self._log_sweep.run(), name="log sweep")
+            if self._snapshots is not None:
+                group.create_task(self._snapshots.run(), name="snapshots")
 
 
 async def remove_logs(logs: LogStore, task_ids: Sequence[str]) -> None:

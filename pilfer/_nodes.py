@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
 from pilfer import _convert, _transport
-from pilfer._reach import TRY_S
+from pilfer._reach import TRY_S, Trying
+from pilfer.errors import TimedOut, Unavailable
 from pilfer.types import NodeView, RemovedHost, Why
 from pilfer.v1 import nodes_pb2
 
@@ -32,6 +35,32 @@ class NodeMethods(ABC):
         may_be_long: bool = False,
     ) -> Response:
         """A unary call with its retries; see `Reach.call`."""
+
+    @abstractmethod
+    def _trying(self, deadline: float | None) -> Trying:
+        """For one stream; see `Reach.trying`."""
+
+    async def backup(self) -> AsyncGenerator[tuple[bytes, int], None]:
+        """The cluster's data as they are at one moment, in parts, each with the size of the whole: an etcd snapshot,
+        for `node restore`. It holds whatever tasks were given, their environment and stdin too.
+
+        Only an iteration that ends without an error gave all of it. Raises Unavailable, also where the connection
+        breaks on the way: nothing is repeated once the first part was given.
+        """
+        trying = self._trying(None)
+        while True:
+            has_begun = False
+            try:
+                async with aclosing(trying.stream(_transport.BACKUP, nodes_pb2.BackupRequest())) as chunks:
+                    async for chunk in chunks:
+                        has_begun = True
+                        yield chunk.data, chunk.size_bytes
+            except (Unavailable, TimedOut) as error:
+                if has_begun:
+                    raise
+                await trying.pause_after(error)
+            else:
+                return
 
     async def nodes(self, *, timeout_s: float | None = None) -> Nodes:
         """Every node that lives, then every host that is known and gone. timeout_s: in place of the client's."""

@@ -77,6 +77,7 @@ DESCRIBE = Call("/pilfer.v1.NodeService/Describe", nodes_pb2.DescribeRequest, no
 LIST_NODES = Call("/pilfer.v1.NodeService/ListNodes", nodes_pb2.ListNodesRequest, nodes_pb2.ListNodesResponse)
 DRAIN = Call("/pilfer.v1.NodeService/Drain", nodes_pb2.DrainRequest, nodes_pb2.DrainResponse)
 REMOVE = Call("/pilfer.v1.NodeService/Remove", nodes_pb2.RemoveRequest, nodes_pb2.RemoveResponse)
+BACKUP = Call("/pilfer.v1.NodeService/Backup", nodes_pb2.BackupRequest, nodes_pb2.BackupChunk)
 WHY = Call("/pilfer.v1.NodeService/Why", nodes_pb2.WhyRequest, nodes_pb2.WhyResponse)
 CREATE_TOKEN = Call("/pilfer.v1.NodeService/CreateToken", nodes_pb2.CreateTokenRequest, nodes_pb2.CreateTokenResponse)
 LIST_TOKENS = Call("/pilfer.v1.NodeService/ListTokens", nodes_pb2.ListTokensRequest, nodes_pb2.ListTokensResponse)

@@ -24,7 +24,7 @@ from google.protobuf.message import Message
 from pilfer import _convert, _transport
 from pilfer._convert import Submission
 from pilfer._log_reading import LogReading
-from pilfer._reach import TRY_S, Reach
+from pilfer._reach import TRY_S, Reach, Trying
 from pilfer._trust import TrustMethods
 from pilfer._watching import Progress
 from pilfer.address import Target, find_targets
@@ -349,6 +349,9 @@ class AsyncClient(TrustMethods):
         may_be_long: bool = False,
     ) -> Response:
         return await self._reach.call(call, request, try_s=try_s, timeout_s=timeout_s, may_be_long=may_be_long)
+
+    def _trying(self, deadline: float | None) -> Trying:
+        return self._reach.trying(deadline)
 
     async def _events(
         self,

@@ -173,6 +173,10 @@ class Client:
         """Forgets a host whose node is gone, and bars its return; see `AsyncClient.remove`."""
         return _run(self._client.remove(node))
 
+    def backup(self) -> Generator[tuple[bytes, int], None, None]:
+        """The cluster's data at one moment, in parts, each with the size of the whole; see `AsyncClient.backup`."""
+        return _iterate(self._client.backup())
+
     def why(self, task_id: str) -> Why:
         """Why a task does not start, node by node; see `AsyncClient.why`."""
         return _run(self._client.why(task_id))

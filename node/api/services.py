@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container
 
+from node.api.backup import BackupCall
 from node.api.drain import DrainCalls
 from node.api.join import JoinCalls
 from node.api.log import LogCall
@@ -83,5 +84,10 @@ class Services:
         )
         self.tasks = task_service(calls, WatchCall(etcd, self.watch), LogCall(etcd, calls, logs, host_id, remote))
         self.nodes = node_service(
-            NodeCalls(own, views), DrainCalls(etcd, views), WhyCall(calls, engines.store, views), trusting, join
+            NodeCalls(own, views),
+            DrainCalls(etcd, views),
+            WhyCall(calls, engines.store, views),
+            BackupCall(etcd, settings.data_dir),
+            trusting,
+            join,
         )

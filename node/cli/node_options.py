@@ -46,6 +46,7 @@ _FLAGS: tuple[tuple[str, dict[str, object]], ...] = (
     ("--config", {"metavar": "FILE", "help": "TOML file. Default: node.toml in the data directory, then /etc/pilfer."}),
     ("--lease-ttl", {"metavar": "TIME", "help": "How long a silent node counts as alive. Default 5s, at least 2s."}),
     ("--stop-wait", {"metavar": "TIME", "help": "How long a stop waits for tasks that must not be restarted."}),
+    ("--snapshot-interval", {"metavar": "TIME", "help": "Between snapshots of the data. Default 10m; 0: none."}),
     ("--retention-age", {"metavar": "TIME", "help": "Ended tasks are kept so long. Default 7d."}),
     ("--retention-count", {"metavar": "N", "help": "So many ended tasks are kept. Default 100000."}),
     ("--queue-window", {"metavar": "N", "help": "Queued tasks that the node looks at. Default 10000."}),

@@ -55,6 +55,11 @@ class NodeServiceStub:
                 request_serializer=pilfer_dot_v1_dot_nodes__pb2.RemoveRequest.SerializeToString,
                 response_deserializer=pilfer_dot_v1_dot_nodes__pb2.RemoveResponse.FromString,
                 _registered_method=True)
+        self.Backup = channel.unary_stream(
+                '/pilfer.v1.NodeService/Backup',
+                request_serializer=pilfer_dot_v1_dot_nodes__pb2.BackupRequest.SerializeToString,
+                response_deserializer=pilfer_dot_v1_dot_nodes__pb2.BackupChunk.FromString,
+                _registered_method=True)
         self.Why = channel.unary_unary(
                 '/pilfer.v1.NodeService/Why',
                 request_serializer=pilfer_dot_v1_dot_nodes__pb2.WhyRequest.SerializeToString,
@@ -129,6 +134,14 @@ class NodeServiceServicer:
 
     def Remove(self, request, context):
         """Forgets a host whose node is gone, and bars its return.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Backup(self, request, context):
+        """The cluster's data as they are at one moment, for `node restore`: an etcd snapshot with its checksum behind it.
+        Holds whatever tasks were given, their environment and stdin too. A stream that ends early is no backup.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,6 +230,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.Remove,
                     request_deserializer=pilfer_dot_v1_dot_nodes__pb2.RemoveRequest.FromString,
                     response_serializer=pilfer_dot_v1_dot_nodes__pb2.RemoveResponse.SerializeToString,
+            ),
+            'Backup': grpc.unary_stream_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=pilfer_dot_v1_dot_nodes__pb2.BackupRequest.FromString,
+                    response_serializer=pilfer_dot_v1_dot_nodes__pb2.BackupChunk.SerializeToString,
             ),
             'Why': grpc.unary_unary_rpc_method_handler(
                     servicer.Why,
@@ -373,6 +391,33 @@ class NodeService:
             '/pilfer.v1.NodeService/Remove',
             pilfer_dot_v1_dot_nodes__pb2.RemoveRequest.SerializeToString,
             pilfer_dot_v1_dot_nodes__pb2.RemoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pilfer.v1.NodeService/Backup',
+            pilfer_dot_v1_dot_nodes__pb2.BackupRequest.SerializeToString,
+            pilfer_dot_v1_dot_nodes__pb2.BackupChunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class NodeServiceStub:
     """Claims nothing more; gives its tasks back, or lets them finish. Holds over restarts until it is undone."""
     Remove: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.RemoveRequest, _nodes_pb2.RemoveResponse]
     """Forgets a host whose node is gone, and bars its return."""
+    Backup: _grpc.UnaryStreamMultiCallable[_nodes_pb2.BackupRequest, _nodes_pb2.BackupChunk]
+    """The cluster's data as they are at one moment, for `node restore`: an etcd snapshot with its checksum behind it.
+    Holds whatever tasks were given, their environment and stdin too. A stream that ends early is no backup.
+    """
     Why: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.WhyRequest, _nodes_pb2.WhyResponse]
     """For each node: why a task does not start there."""
     CreateToken: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.CreateTokenRequest, _nodes_pb2.CreateTokenResponse]
@@ -71,6 +75,10 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Claims nothing more; gives its tasks back, or lets them finish. Holds over restarts until it is undone."""
     Remove: _aio.UnaryUnaryMultiCallable[_nodes_pb2.RemoveRequest, _nodes_pb2.RemoveResponse]  # type: ignore[assignment]
     """Forgets a host whose node is gone, and bars its return."""
+    Backup: _aio.UnaryStreamMultiCallable[_nodes_pb2.BackupRequest, _nodes_pb2.BackupChunk]  # type: ignore[assignment]
+    """The cluster's data as they are at one moment, for `node restore`: an etcd snapshot with its checksum behind it.
+    Holds whatever tasks were given, their environment and stdin too. A stream that ends early is no backup.
+    """
     Why: _aio.UnaryUnaryMultiCallable[_nodes_pb2.WhyRequest, _nodes_pb2.WhyResponse]  # type: ignore[assignment]
     """For each node: why a task does not start there."""
     CreateToken: _aio.UnaryUnaryMultiCallable[_nodes_pb2.CreateTokenRequest, _nodes_pb2.CreateTokenResponse]  # type: ignore[assignment]
@@ -122,6 +130,16 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_nodes_pb2.RemoveResponse, _abc.Awaitable[_nodes_pb2.RemoveResponse]]:
         """Forgets a host whose node is gone, and bars its return."""
+
+    @_abc_1.abstractmethod
+    def Backup(
+        self,
+        request: _nodes_pb2.BackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_nodes_pb2.BackupChunk], _abc.AsyncIterator[_nodes_pb2.BackupChunk]]:
+        """The cluster's data as they are at one moment, for `node restore`: an etcd snapshot with its checksum behind it.
+        Holds whatever tasks were given, their environment and stdin too. A stream that ends early is no backup.
+        """
 
     @_abc_1.abstractmethod
     def Why(

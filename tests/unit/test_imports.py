@@ -38,8 +38,8 @@ ALLOWED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pilfer": (("pilfer",), ("grpc", "google", "grpc_status")),
 }
 
-#: The composition root.
-ASSEMBLY = {"node.app", "node.assembly", "node.engines"}
+#: The composition root; and that of an operator's commands, for which no node runs.
+ASSEMBLY = {"node.app", "node.assembly", "node.engines", "node.recovery.lone_etcd", "node.recovery.unpack"}
 #: Adapters that reach outside are made there alone; all else is handed what it needs. Where another module may name
 #: one as well, the reason stands beside it.
 WIRED_IN_ASSEMBLY: dict[str, set[str]] = {

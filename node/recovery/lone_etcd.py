@@ -1,0 +1,126 @@
+"""etcd of a stopped node, by itself on loopback, for as long as an operator's command needs it.
+
+Nobody else may talk to it: it listens on loopback alone, and admits the certificates of nodes alone. Its data
+directory is the node's own, whose lock the command holds, so that no node runs beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from etcd import keys
+from etcd.binary import find_etcd
+from etcd.client import EtcdClient
+from etcd.endpoints import ClientTls
+from etcd.port import Compare, Put, Range, Relation, Target, Txn
+from etcd.server import EtcdServer
+from etcd.server_flags import EtcdConfig
+from node.cluster.founding import Cluster, WrongCluster, read_cluster
+from node.config import Settings
+from node.datadir import DataDir
+from node.joining.foothold import CLUSTER_NAME
+from node.trust.material import Trust, ensure_trust, names_of_this_host
+from pilfer.address import NODE_DNS_NAME
+
+#: A lone voter elects itself within some 2 s; a large database is read first.
+READY_LIMIT_S = 120.0
+_EPOCH_DAYS_BEGIN = date(2025, 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a copy of the cluster's data holds."""
+
+    cluster: Cluster
+    revision: int
+    tasks: int
+    queued: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class BegunAgain:
+    """A cluster that goes on from a copy of its data."""
+
+    contents: Contents
+    #: Of the cluster from now on.
+    epoch: int
+    #: What was there before; None: nothing.
+    aside: Path | None
+
+
+@contextlib.asynccontextmanager
+async def lone_etcd(
+    settings: Settings, directory: Path, trust: Trust, *, force_new_cluster: bool = False
+) -> AsyncIterator[EtcdClient]:
+    """A client of etcd over the data in `directory`/data; both end with the block. Raises EtcdNotFound,
+    EtcdNotReady, OSError.
+
+    force_new_cluster: forget the other members.
+    """
+    tls = ClientTls(ca=trust.ca_cert, cert=trust.node_cert, key=trust.node_key, server_name=NODE_DNS_NAME)
+    config = EtcdConfig(
+        binary=find_etcd(str(settings.etcd_binary) if settings.etcd_binary else None),
+        name=trust.host_id,
+        directory=directory,
+        tls=tls,
+        allowed_hostname=NODE_DNS_NAME,
+        force_new_cluster=force_new_cluster,
+        quota_bytes=settings.etcd_quota_bytes,
+    )
+    server = EtcdServer(config)
+    try:
+        await server.start()
+        await server.wait_ready(READY_LIMIT_S)
+        async with EtcdClient([server.client_address], tls) as client:
+            yield client
+    finally:
+        await server.stop()
+
+
+async def look(etcd: EtcdClient) -> Contents:
+    """Raises WrongCluster where no cluster was founded in it, StoreError."""
+    cluster = await read_cluster(etcd)
+    if cluster is None:
+        raise WrongCluster("there is no cluster in these data")
+    counts = []
+    for every in (keys.all_tasks(), keys.queued(), keys.running()):
+        counts.append(await etcd.range(Range(every.key, every.range_end, count_only=True)))
+    return Contents(cluster, counts[0].revision, *(found.count for found in counts))
+
+
+async def raise_epoch(etcd: EtcdClient, cluster: Cluster) -> int:
+    """Makes every fence token from here on larger than any that was handed out; gives the new epoch.
+
+    At least the days since 2025: then it is larger, too, than that of another recovery since the backup was made,
+    unless both are of one day. Safe to repeat. Raises StoreError, WrongCluster (somebody else writes to it).
+    """
+    days = (datetime.now(UTC).date() - _EPOCH_DAYS_BEGIN).days
+    epoch = max(cluster.epoch + 1, days)
+    key = keys.cluster_epoch()
+    raised = await etcd.txn(
+        Txn(
+            compares=(Compare(key, Target.VALUE, Relation.EQUAL, str(cluster.epoch).encode()),),
+            success=(Put(key, str(epoch).encode()),),
+        )
+    )
+    if not raised.succeeded:
+        raise WrongCluster("somebody else writes to these data: stop whatever it is, and begin again")
+    return epoch
+
+
+def ensure_own_trust(data: DataDir, *, may_found: bool) -> Trust:
+    """The certificates that etcd needs to run alone here. Raises TrustError, JoinNeeded."""
+    return ensure_trust(
+        data.pki,
+        cluster_name=CLUSTER_NAME,
+        host_id=data.host_id,
+        host_names=names_of_this_host(),
+        now=time.time(),
+        may_found=may_found,
+    )

@@ -1,0 +1,76 @@
+"""Two of three voters are gone for good: an operator makes the third a cluster again, and what is left comes back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pilfer import TaskSpec
+from tests.cluster_live.conftest import Note
+from tests.support.lab import Lab, LabNode, laboratory
+from tests.support.wait import wait_until_sync
+
+pytestmark = pytest.mark.cluster
+
+
+def _recover(node: LabNode, *more: str) -> subprocess.CompletedProcess[str]:
+    """`node recover` of a stopped node, in its place."""
+    return node.run(sys.executable, "-m", "node", "recover", "--data-dir", str(node.data_dir), *more, timeout_s=90.0)
+
+
+def _fence_of(lab: Lab, task_id: str) -> int:
+    with lab.any_node().client(patience_s=20.0) as client:
+        return int(b"".join(chunk.data for chunk in client.log(task_id, stream="stdout")))
+
+
+def test_a_survivor_is_made_a_cluster_of_its_own(note: Note) -> None:
+    tell_fence = TaskSpec.of("/bin/sh", "-c", "echo $PILFER_FENCE")
+    with laboratory() as lab:
+        lab.grow("a", "b", "c", voters=3)
+        lab.grow("d", voters=3)
+        a, b, c, d = lab.nodes.values()
+        (before,) = lab.submit(tell_fence, through=c)
+        with c.client() as client:
+            assert client.wait(before, timeout_s=30.0).status == "complete"
+        fence_before = _fence_of(lab, before)
+        waiting = lab.submit(*[lab.witness.task(0.5, cpu=4.0)] * 12, through=c)
+
+        refused = _recover(c, "--yes")
+        assert (refused.returncode, "is in use by the node with pid" in refused.stderr) == (1, True)
+
+        for lost in (a, b):
+            lost.kill()
+        began = time.monotonic()
+        c.kill()
+        # A host without a vote has nothing to recover from.
+        d_copy = _recover(d)
+        assert d_copy.returncode == 1
+        plan = _recover(c)
+        assert (plan.returncode, "Nothing was changed" in plan.stderr) == (2, True)
+        done = _recover(c, "--yes", "--json")
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert told["tasks"] == 13
+        assert (c.data_dir / "etcd" / "data").exists()
+        lab.begin(c)
+        c.wait_serving()
+        with c.client(patience_s=30.0) as client:
+            ended = client.wait([before, *waiting], timeout_s=120.0)
+        assert {task.status for task in ended} == {"complete"}
+        note("quorum lost for good: recovered, and all that was queued has run", time.monotonic() - began)
+        (after,) = lab.submit(tell_fence, through=c)
+        with c.client() as client:
+            client.wait(after, timeout_s=30.0)
+        assert _fence_of(lab, after) > fence_before
+
+        # The node that lived all along is a client of the new cluster, with the tasks that it had.
+        wait_until_sync(lambda: [view.state for view in lab.views(d)].count("ready") == 2, 40.0, what="d is ready")
+        # What was lost may come back after all: its old data are put aside, and it votes again as a new member.
+        lab.heal()
+        lab.wait_voters(3)
+        assert any((lost.data_dir / "etcd").glob("data.removed-*") for lost in (a, b))
+        lab.judge(expect_ended=True)
