@@ -130,6 +130,11 @@ def groups(report: HostReport) -> None:
 @pytest.fixture
 def freezer(report: HostReport) -> None:
     """For what is frozen and not killed."""
+    require_freezer(report)
+
+
+def require_freezer(report: HostReport) -> None:
+    """Skips where sandboxes are killed at the deadline because they cannot be frozen."""
     lacks = [words for words in report.not_enforced if "freezing" in words]
     require("isolation", is_there=not lacks, reason="; ".join(lacks))
 

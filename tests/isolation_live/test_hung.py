@@ -16,7 +16,7 @@ from isolation.errors import SpawnerDied
 from isolation.spec import Limits, SandboxSpec
 from node.core.silence import TURN_S, TURNS
 from node.running.supervised_spawner import SupervisedSpawner
-from tests.isolation_live.conftest import PATH
+from tests.isolation_live.conftest import PATH, require_freezer
 from tests.isolation_live.test_death import is_alive
 from tests.isolation_live.test_fencing import boottime, is_frozen
 from tests.support.leaks import cgroups_of
@@ -60,11 +60,11 @@ async def launch(spawner: SupervisedSpawner, name: str) -> tuple[int, asyncio.Ta
     return sandbox.started.pid, asyncio.create_task(ended())
 
 
-@pytest.mark.parametrize(
-    "frozen", [False, pytest.param(True, marks=pytest.mark.usefixtures("freezer"))], ids=["running", "frozen"]
-)
+@pytest.mark.parametrize("frozen", [False, True], ids=["running", "frozen"])
 async def test_a_stopped_spawner_is_replaced_and_its_tasks_are_gone(config: SpawnerConfig, *, frozen: bool) -> None:
     async with supervised(config) as spawner:
+        if frozen:
+            require_freezer(spawner.report)
         spawner.set_deadline(boottime() + 600)
         first = spawner.pid
         assert first is not None
