@@ -76,7 +76,7 @@ def stack() -> None:
 
 def _resident() -> int:
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * PAGE
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def locked() -> None:
