@@ -1,0 +1,103 @@
+"""Nothing of a task is left for the next one, nor on the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from isolation import process
+from isolation.client import SpawnerConfig
+from node.running.logs import SPARES_MAX, LogStore
+from tests.hostile.harness import Hostile
+from tests.hostile.snapshot import Snapshot
+from tests.isolation_live.conftest import names_in, running
+from tests.support.wait import wait_until
+
+pytestmark = pytest.mark.isolation
+
+#: How a task finds things that nobody was in before.
+_NEW = {
+    **{"scratch": "", "scratch attributes": "", "tmp": "", "unix sockets": "0", "packets": "0", "port": "free"},
+    **{"tcp": "0", "tcp6": "0", "udp": "0", "raw": "0", "ip6_flowlabel": "0"},
+    **{"sysv shm": "0", "sysv msg": "0", "sysv sem": "0"},
+}
+
+
+async def test_the_next_task_finds_everything_new(hostile: Hostile) -> None:
+    """Several times, since scratch directories, network namespaces and groups are used again."""
+    mounts = (await hostile.run("secrets", "left")).get("mounts")
+    for _ in range(4):
+        left = await hostile.run("leave")
+        assert left.exit_code == 0, left.stderr
+        report = await hostile.run("secrets", "left")
+        assert {name: report.get(name) for name in _NEW} == _NEW
+        assert report.get("mounts") == mounts
+
+
+_CARELESS = (
+    "import sys; sys.path[:0] = sys.argv[3:]; from isolation import namespaces; "
+    "namespaces.NetworkPool._is_as_new = lambda *_: True; "
+    "from isolation.spawner import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+)
+
+
+async def test_that_networks_would_tell_otherwise(config: SpawnerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With namespaces used again whatever was done in them: packets are counted, and a port is taken for a minute."""
+    monkeypatch.setattr(process, "_PROGRAM", _CARELESS)
+    async for runner in running(config):
+        hostile = Hostile(runner)
+        await hostile.run("leave", "network")
+        report = await hostile.run("secrets", "left")
+    assert report.get("port") == "taken"
+    assert int(report.get("packets")) > 0
+    assert int(report.get("tcp")) > 0
+
+
+async def test_the_machine_is_as_it_was(hostile: Hostile, config: SpawnerConfig) -> None:
+    """Processes, mounts, namespaces, control groups, objects and files, after each kind of leaving."""
+    await hostile.run("leave")  # pools grow to what they stay at
+    before = Snapshot.of(hostile.runner.spawner.pid, config)
+    for kind in ("processes", "files", "objects", "network", "descriptors"):
+        assert (await hostile.run("leave", kind)).exit_code == 0
+        await wait_until(lambda: Snapshot.of(hostile.runner.spawner.pid, config).left_since(before) == [], what=kind)
+
+
+async def test_files_are_removed_whatever_their_names(hostile: Hostile, config: SpawnerConfig) -> None:
+    assert (await hostile.run("leave", "files")).exit_code == 0
+    await wait_until(lambda: names_in(config.scratch_root) == [".spare", ".trash"])
+    await wait_until(lambda: names_in(config.scratch_root / ".trash") == [])
+    assert Path("/etc/passwd").exists()
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Iterator[LogStore]:
+    root = tmp_path / "logs"
+    root.mkdir()
+    store = LogStore(root)
+    yield store
+    store.close()
+
+
+async def test_no_log_file_carries_a_message(hostile: Hostile, logs: LogStore) -> None:
+    """One that stayed empty is used again: not with an attribute that its last task gave it, nor with space that it
+    took (which no size tells of)."""
+    log = logs.open("0" * 32, 1)
+    null = os.open("/dev/null", os.O_RDWR)
+    try:
+        spec = hostile.spec("leave", "log")
+        sandbox = await hostile.runner.spawner.launch(spec, stdin=null, stdout=null, stderr=log.stderr)
+        assert (await sandbox.wait()).exit_code == 0
+    finally:
+        os.close(null)
+    assert os.listxattr(log.stderr)  # the attack worked
+    assert os.fstat(log.stderr).st_blocks > 1000
+    await logs.settle("0" * 32, 1)
+    for number in range(1, 2 * SPARES_MAX):
+        again = logs.open(f"{number:032}", 1)
+        for fd in (again.stdout, again.stderr):
+            assert os.listxattr(fd) == []
+            assert os.fstat(fd).st_blocks == 0
+        await logs.settle(f"{number:032}", 1)
