@@ -7,7 +7,7 @@
  * the interpreter's memory (`memory.py` keeps it out of forks, which makes them cheap) nor any locks.
  *
  * The child then stays as PID 1 of the sandbox. It starts the command by vfork, passes SIGTERM from outside on to
- * the command's process group, reaps everything, reports the command's exact wait status, and exits, whereupon the
+ * the command's process group, reaps everything, notes the command's exact wait status, and exits, whereupon the
  * kernel kills whatever is left in the PID namespace. A command that were PID 1 itself would ignore SIGTERM and
  * could not die of abort() (pid_namespaces(7)).
  *
@@ -49,15 +49,25 @@
 #define SECOND_FENCE_NS 300000000LL
 #define NO_DEADLINE_LOOK_NS 1000000000LL
 
-enum kind { STEP_FAILED = 1, EXEC_FAILED = 2, STARTED = 3, ENDED = 4, FENCED = 5 };
+/* The number of sandboxes at a time; the board takes memory only as far as it is used. */
+#define NOTES 16384
 
-/* One datagram to the spawner; `isolation/sandbox.py` unpacks it. */
-struct report {
-    uint32_t token;
-    uint32_t kind;
-    int32_t a; /* index of the failed step or tried path; wait status */
-    int32_t b; /* errno; 1 if SIGTERM from outside was passed on before the command ended */
-    int64_t realtime_ns;
+enum kind { STEP_FAILED = 1, EXEC_FAILED = 2, ENDED = 3, FENCED = 4 };
+
+/* What one PID 1 says; `isolation/notes.py` has the theory. */
+struct note {
+    int64_t started_ns; /* CLOCK_REALTIME; 0: the command was not executed */
+    int64_t at_ns;      /* of the kind */
+    uint32_t kind;      /* 0: nothing yet */
+    int32_t a;          /* index of the failed step or tried path; wait status */
+    int32_t b;          /* errno; 1 if SIGTERM from outside was passed on before the command ended */
+    uint32_t unused;
+};
+
+/* Shared with every PID 1. */
+struct board {
+    volatile int64_t deadline_ns; /* CLOCK_BOOTTIME, 0: none */
+    struct note notes[NOTES];
 };
 
 struct step {
@@ -73,14 +83,14 @@ struct launch {
     char **argv;
     char **envp;
     int report_fd;
-    uint32_t token;
+    uint32_t number; /* of its note */
     volatile int exec_errno;
     volatile int exec_index;
 };
 
 static char *arena;
 static size_t arena_size, arena_used;
-static volatile int64_t *deadline_page; /* CLOCK_BOOTTIME nanoseconds, 0: none; shared with every PID 1 */
+static struct board *board;
 
 /* ---- runs in the child -------------------------------------------------------------------------------------- */
 
@@ -124,10 +134,21 @@ static int64_t clock_ns(clockid_t clock)
     return (int64_t)now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
-static void report(const struct launch *l, enum kind kind, int a, int b, int flags)
+static void note(const struct launch *l, enum kind kind, int a, int b)
 {
-    struct report r = {l->token, kind, a, b, clock_ns(CLOCK_REALTIME)};
-    raw(SYS_sendto, l->report_fd, (long)&r, sizeof r, MSG_NOSIGNAL | flags, 0, 0);
+    struct note *n = &board->notes[l->number];
+
+    n->at_ns = clock_ns(CLOCK_REALTIME);
+    n->a = a;
+    n->b = b;
+    n->kind = kind;
+}
+
+/* The start alone must be told at once; whatever comes later is told by the end of this process. */
+static void note_start(const struct launch *l)
+{
+    board->notes[l->number].started_ns = clock_ns(CLOCK_REALTIME);
+    raw(SYS_sendto, l->report_fd, (long)&l->number, sizeof l->number, MSG_NOSIGNAL, 0, 0);
 }
 
 static _Noreturn void quit(int code)
@@ -173,16 +194,16 @@ static void arm(int timer, int64_t at_ns)
 /* Passes the second fence or does not return. */
 static void look_at_deadline(const struct launch *l, int timer)
 {
-    int64_t deadline = *deadline_page, now = clock_ns(CLOCK_BOOTTIME);
+    int64_t deadline = board->deadline_ns, now = clock_ns(CLOCK_BOOTTIME);
 
     if (deadline != 0 && now >= deadline + SECOND_FENCE_NS) {
-        report(l, FENCED, 0, 0, MSG_DONTWAIT);
+        note(l, FENCED, 0, 0);
         quit(1);
     }
     arm(timer, deadline != 0 ? deadline + SECOND_FENCE_NS : now + NO_DEADLINE_LOOK_NS);
 }
 
-/* Reaps all that ended; reports and ends with the command. */
+/* Reaps all that ended; ends with the command. */
 static void reap(const struct launch *l, long pid, int passed_on)
 {
     int status;
@@ -190,10 +211,8 @@ static void reap(const struct launch *l, long pid, int passed_on)
 
     while ((ended = raw(SYS_wait4, -1, (long)&status, WNOHANG, 0, 0, 0)) > 0) {
         if (ended == pid) {
-            /* What it left running must not go on while a stopped spawner keeps the report waiting. */
-            raw(SYS_kill, -1, SIGKILL, 0, 0, 0, 0);
-            report(l, ENDED, status, passed_on, 0);
-            quit(0);
+            note(l, ENDED, status, passed_on);
+            quit(0); /* and the kernel kills what it left running */
         }
     }
 }
@@ -236,7 +255,7 @@ static _Noreturn void child(struct launch *l)
         const struct step *s = &l->steps[i];
         result = raw(s->number, s->args[0], s->args[1], s->args[2], s->args[3], s->args[4], s->args[5]);
         if (result < 0 && -result != s->tolerated) {
-            report(l, STEP_FAILED, (int)i, (int)-result, 0);
+            note(l, STEP_FAILED, (int)i, (int)-result);
             quit(1);
         }
     }
@@ -244,7 +263,7 @@ static _Noreturn void child(struct launch *l)
     signals = (int)raw(SYS_signalfd4, -1, (long)&mask, KERNEL_SIGSET_BYTES, SFD_CLOEXEC, 0, 0);
     timer = (int)raw(SYS_timerfd_create, CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK, 0, 0, 0, 0);
     if (signals < 0 || timer < 0) {
-        report(l, STEP_FAILED, (int)l->step_count, signals < 0 ? -signals : -timer, 0);
+        note(l, STEP_FAILED, (int)l->step_count, signals < 0 ? -signals : -timer);
         quit(1);
     }
     pid = vfork();
@@ -252,12 +271,12 @@ static _Noreturn void child(struct launch *l)
         command(l);
     if (pid < 0 || l->exec_errno != 0) {
         if (pid < 0)
-            report(l, STEP_FAILED, (int)l->step_count, EAGAIN, 0);
+            note(l, STEP_FAILED, (int)l->step_count, EAGAIN);
         else
-            report(l, EXEC_FAILED, l->exec_index, l->exec_errno, 0);
+            note(l, EXEC_FAILED, l->exec_index, l->exec_errno);
         quit(1);
     }
-    report(l, STARTED, 0, 0, 0);
+    note_start(l);
     /* Holding the command's ends open would keep readers and writers of its pipes waiting. */
     raw(SYS_close_range, 0, 2, 0, 0, 0, 0);
     reaper(l, pid, signals, timer);
@@ -409,15 +428,17 @@ static PyObject *py_spawn(PyObject *self, PyObject *args)
     (void)self;
     unsigned long flags;
     int cgroup_fd, report_fd;
-    unsigned int token;
+    unsigned int number;
     PyObject *calls, *paths, *argv, *envp;
     if (!PyArg_ParseTuple(args, "kiO!O!O!O!iI", &flags, &cgroup_fd, &PyList_Type, &calls, &PyList_Type, &paths,
-                          &PyList_Type, &argv, &PyList_Type, &envp, &report_fd, &token))
+                          &PyList_Type, &argv, &PyList_Type, &envp, &report_fd, &number))
         return NULL;
-    if (!deadline_page) {
+    if (!board) {
         PyErr_SetString(PyExc_RuntimeError, "set_deadline must be called first");
         return NULL;
     }
+    if (number >= NOTES)
+        return PyErr_Format(PyExc_ValueError, "there is no note of number %u", number);
     Py_ssize_t count = PyList_GET_SIZE(calls);
     size_t bytes = rounded(sizeof(struct launch)) + (size_t)count * sizeof(struct step);
     PyObject *vectors[3] = {paths, argv, envp};
@@ -443,13 +464,14 @@ static PyObject *py_spawn(PyObject *self, PyObject *args)
     l->steps = take((size_t)count * sizeof(struct step));
     l->step_count = count;
     l->report_fd = report_fd;
-    l->token = token;
+    l->number = number;
     for (Py_ssize_t i = 0; i < count; i++)
         if (fill_step(&l->steps[i], PyList_GET_ITEM(calls, i)) < 0)
             return NULL;
     l->paths = (char **)place(paths);
     l->argv = (char **)place(argv);
     l->envp = (char **)place(envp);
+    memset(&board->notes[number], 0, sizeof board->notes[number]);
     long pid = clone_child(flags, cgroup_fd, l);
     give_room_back();
     if (pid < 0) {
@@ -465,14 +487,26 @@ static PyObject *py_set_deadline(PyObject *self, PyObject *arg)
     long long ns = PyLong_AsLongLong(arg);
     if (ns == -1 && PyErr_Occurred())
         return NULL;
-    if (!deadline_page) {
-        void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-        if (page == MAP_FAILED)
+    if (!board) {
+        void *pages = mmap(NULL, sizeof *board, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        if (pages == MAP_FAILED)
             return PyErr_SetFromErrno(PyExc_OSError);
-        deadline_page = page;
+        board = pages;
     }
-    *deadline_page = ns;
+    board->deadline_ns = ns;
     Py_RETURN_NONE;
+}
+
+static PyObject *py_read_note(PyObject *self, PyObject *arg)
+{
+    (void)self;
+    unsigned long number = PyLong_AsUnsignedLong(arg);
+    if (number == (unsigned long)-1 && PyErr_Occurred())
+        return NULL;
+    if (!board || number >= NOTES)
+        return PyErr_Format(PyExc_ValueError, "there is no note of number %lu", number);
+    const struct note *n = &board->notes[number];
+    return Py_BuildValue("(LIiiL)", (long long)n->started_ns, n->kind, n->a, n->b, (long long)n->at_ns);
 }
 
 /* Addresses that the child needs (stack, thread-local storage, this file's data, the C library): `memory.py` leaves
@@ -488,12 +522,13 @@ static PyObject *py_needed_addresses(PyObject *self, PyObject *unused)
     }
     return Py_BuildValue("(KKKK)", (unsigned long long)(uintptr_t)&local,
                          (unsigned long long)(uintptr_t)__builtin_thread_pointer(),
-                         (unsigned long long)(uintptr_t)&deadline_page, (unsigned long long)(uintptr_t)&vfork);
+                         (unsigned long long)(uintptr_t)&board, (unsigned long long)(uintptr_t)&vfork);
 }
 
 static PyMethodDef methods[] = {
     {"syscall", (PyCFunction)(void (*)(void))py_syscall, METH_FASTCALL, "syscall(number, *args): raises OSError."},
-    {"spawn", py_spawn, METH_VARARGS, "spawn(flags, cgroup_fd, calls, paths, argv, envp, report_fd, token): pid."},
+    {"spawn", py_spawn, METH_VARARGS, "spawn(flags, cgroup_fd, calls, paths, argv, envp, report_fd, number): pid."},
+    {"read_note", py_read_note, METH_O, "read_note(number): (started_ns, kind, a, b, at_ns) of a PID 1."},
     {"set_deadline", py_set_deadline, METH_O, "set_deadline(boottime_ns): the second fence; 0 for none."},
     {"needed_addresses", py_needed_addresses, METH_NOARGS, "Addresses in memory that a child needs."},
     {NULL, NULL, 0, NULL},
@@ -533,7 +568,7 @@ static const struct {
     NAME(MOUNT_ATTR_RDONLY), NAME(MOUNT_ATTR_NOSUID), NAME(MOUNT_ATTR_NODEV), NAME(MOUNT_ATTR_NOEXEC),
     NAME(OPEN_TREE_CLONE), NAME(OPEN_TREE_CLOEXEC), NAME(MOVE_MOUNT_F_EMPTY_PATH), NAME(RESOLVE_NO_SYMLINKS),
     NAME(RESOLVE_NO_MAGICLINKS), NAME(TFD_CLOEXEC), NAME(TFD_NONBLOCK), NAME(SFD_CLOEXEC), NAME(SFD_NONBLOCK),
-    NAME(MADV_DONTFORK),
+    NAME(MADV_DONTFORK), NAME(NOTES),
 };
 
 static struct PyModuleDef module = {

@@ -17,6 +17,7 @@ from isolation.cgroup import Group, Parent
 from isolation.config import SpawnerConfig
 from isolation.errors import StepFailed
 from isolation.mounts import View
+from isolation.notes import FreeNotes
 from isolation.rootless import Rootless, UserSteps
 from isolation.sandbox import Sandbox
 from isolation.scratch import ScratchRoot
@@ -51,7 +52,7 @@ class Launcher:
         self._limits = frozenset(limits)
         self._nofile = privileges.nofile_bounds()
         self._filter = seccomp.program()
-        self._next_token = 0
+        self._notes = FreeNotes()
 
     def launch(self, spec: SandboxSpec, stdio: tuple[int, int, int]) -> Sandbox:
         """Clones the sandbox. Raises StepFailed or OSError and leaves nothing behind."""
@@ -103,15 +104,15 @@ class Launcher:
         paths = plan.candidates(spec)
         argv = [os.fsencode(arg) for arg in spec.argv]
         envp = [os.fsencode(f"{name}={value}") for name, value in spec.env.items()]
-        self._next_token = (self._next_token + 1) & 0xFFFFFFFF
-        flags, token = self._clone_flags(spec), self._next_token
+        flags, note = self._clone_flags(spec), self._notes.take()
         calls = [step.call for step in steps]
         started_at = time.time()
         try:
-            pid = _sandbox.spawn(flags, group.into_fd, calls, paths, argv, envp, plan.REPORT_FD, token)
+            pid = _sandbox.spawn(flags, group.into_fd, calls, paths, argv, envp, plan.REPORT_FD, note)
         except OSError as error:
+            self._notes.give_back(note)
             raise StepFailed("clone", error.errno or 0) from error
-        return Sandbox(spec, token, pid, group, resources.network_fd, resources.uid, steps, paths, started_at)
+        return Sandbox(spec, note, pid, group, resources.network_fd, resources.uid, steps, paths, started_at)
 
     def _clone_flags(self, spec: SandboxSpec) -> int:
         if self._own is None:
@@ -130,3 +131,4 @@ class Launcher:
         if self._networks is not None and sandbox.network_fd is not None:
             self._networks.give_back(sandbox.network_fd)
         self._users.give_back(sandbox.uid)
+        self._notes.give_back(sandbox.note)

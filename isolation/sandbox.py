@@ -1,7 +1,7 @@
 """One sandbox as the spawner knows it, from clone to the report of its end.
 
 States: starting (the child runs its plan) -> running (the command was executed) -> gone (PID 1 was reaped, and with
-it every process of the namespace). What PID 1 reports (`Notice`) is kept until then: the end is told once, when
+it every process of the namespace). What PID 1 noted (`notes.py`) is read then: the end is told once, when
 nothing runs any more.
 """
 
@@ -10,19 +10,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import struct
 from dataclasses import dataclass, field
-from enum import IntEnum
 
+from isolation import notes
 from isolation.cgroup import Group, Stats
 from isolation.errors import explain
+from isolation.notes import Kind, Notice
 from isolation.spec import Ended, SandboxSpec, SandboxUsage, SetupFailed, Started
 from isolation.step import Step
 from isolation.timers import Timer
-
-#: struct report of _sandbox.c
-_REPORT = struct.Struct("=IIiiq")
-REPORT_BYTES = _REPORT.size
 
 TIMEOUT = "timeout"
 STOP = "stop"
@@ -36,34 +32,11 @@ _EXEC_WORDS = {
 }
 
 
-class Kind(IntEnum):
-    STEP_FAILED = 1
-    EXEC_FAILED = 2
-    STARTED = 3
-    ENDED = 4
-    FENCED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """What a PID 1 said."""
-
-    token: int
-    kind: int
-    a: int
-    b: int
-    at_s: float
-
-
-def read_notice(data: bytes) -> Notice:
-    token, kind, a, b, ns = _REPORT.unpack(data)
-    return Notice(token, kind, a, b, ns / 1e9)
-
-
 @dataclass(slots=True)
 class Sandbox:
     spec: SandboxSpec
-    token: int
+    #: Number of the note that its PID 1 writes.
+    note: int
     pid: int
     group: Group
     network_fd: int | None
@@ -80,6 +53,16 @@ class Sandbox:
     #: Step and errno where we gave up on the start ourselves.
     given_up: tuple[str, int, str] | None = None
     timers: list[Timer] = field(default_factory=list)
+
+    def read_note(self) -> float | None:
+        """Takes over what its PID 1 has said so far; when the command was executed, None if it was not."""
+        note = notes.read(self.note)
+        if note.notice is not None:
+            if note.notice.kind in (Kind.ENDED, Kind.FENCED):
+                self.end = note.notice
+            else:
+                self.failure = note.notice
+        return note.started_at
 
     def started(self) -> Started:
         return Started(self.spec.id, self.pid, self.started_at)

@@ -1,8 +1,9 @@
 """The spawner: the small process that makes every sandbox of a node.
 
-One thread, one loop over epoll: requests and control from the node (`protocol.py`), notices from the sandboxes' PID 1,
-ends of children, timers. It never waits for anything else. It holds no policy: limits, timeouts and the deadline come
-from the node; what it does by itself is to freeze at the deadline, and to kill everything when the node is gone.
+One thread, one loop over epoll: requests and control from the node (`protocol.py`), rings from the sandboxes' PID 1
+(`notes.py`), ends of children, timers. It never waits for anything else. It holds no policy: limits, timeouts and the
+deadline come from the node; what it does by itself is to freeze at the deadline, and to kill everything when the node
+is gone.
 
 It loads nothing but the standard library, python-prctl and the C extension. Before it reports ready it has killed what
 an earlier run left, built the view and pivoted into it; after that no module can be imported (the interpreter's
@@ -24,6 +25,7 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 import traceback
@@ -39,7 +41,7 @@ from isolation.fence import Fence
 from isolation.launch import Launcher
 from isolation.mounts import View
 from isolation.probe import Host, probe, said
-from isolation.sandbox import FENCE, REPORT_BYTES, STOP, TIMEOUT, Kind, Notice, Sandbox, read_notice
+from isolation.sandbox import FENCE, STOP, TIMEOUT, Sandbox
 from isolation.scratch import ScratchRoot
 from isolation.spec import HostReport, SandboxSpec, SetupFailed
 from isolation.timers import Timers
@@ -58,9 +60,13 @@ CLOSE_PATIENCE_S = 3.0
 NETWORKS_AHEAD = 4
 
 _FIRST_FREE_FD = 10
+#: struct signalfd_siginfo (signalfd(2))
+_SIGNAL_BYTES = 128
+_RING = struct.Struct("=I")
+_RINGS_BYTES = 1024 * _RING.size
 _SO_SNDBUFFORCE = 32
-#: A datagram takes about 800 bytes of it.
-_REPORT_BUFFER_BYTES = 16 * 1024 * 1024
+#: A ring takes about 800 bytes of it.
+_RING_BUFFER_BYTES = 16 * 1024 * 1024
 
 
 def log(event: str, **fields: object) -> None:
@@ -76,7 +82,7 @@ class Spawner:
         self._control = control
         self._config = config
         self._outbox: deque[bytes] = deque()
-        self._by_token: dict[int, Sandbox] = {}
+        self._by_note: dict[int, Sandbox] = {}
         self._by_id: dict[str, Sandbox] = {}
         self._by_pid: dict[int, Sandbox] = {}
         self._is_closing = False
@@ -88,7 +94,7 @@ class Spawner:
     def _set_up(self) -> None:
         """In this order: leftovers first, the pivot late, privileges last. Raises HostLacks, StepFailed, OSError."""
         # Before any other file is opened, which might get the number that is theirs.
-        self._notices = _report_sockets()
+        self._rings = _report_sockets()
         privileges.raise_own_nofile()
         # Never closed: it is given back when this process is gone.
         self._lock = succession.succeed(self._config.lock, log) if self._config.lock is not None else None
@@ -125,7 +131,7 @@ class Spawner:
         gc.freeze()
         memory.keep_out_of_forks(proc_fd)
         if own is not None:
-            trial.run(self._launcher, self._notices)
+            trial.run(self._launcher)
         not_enforced, limits = said(host, own)
         self._send(HostReport(self._parent.version, (*not_enforced, *missing), os.getpid(), limits))
 
@@ -137,7 +143,7 @@ class Spawner:
         handlers = {
             self._control.fileno(): self._on_control,
             self._children_fd: self._on_children,
-            self._notices.fileno(): self._on_notices,
+            self._rings.fileno(): self._on_rings,
             self._timers.fd: self._timers.run_due,
             self._requests.fileno(): self._on_requests,
         }
@@ -288,7 +294,7 @@ class Spawner:
         if spec.id in self._by_id:
             raise StepFailed("request", errno.EEXIST, spec.id, "a sandbox of this id is running")
         sandbox = self._launcher.launch(spec, stdio)
-        self._by_token[sandbox.token] = self._by_id[spec.id] = self._by_pid[sandbox.pid] = sandbox
+        self._by_note[sandbox.note] = self._by_id[spec.id] = self._by_pid[sandbox.pid] = sandbox
         sandbox.timers.append(self._timers.after(START_LIMIT_S, lambda: self._give_up(sandbox)))
 
     def _give_up(self, sandbox: Sandbox) -> None:
@@ -298,21 +304,13 @@ class Spawner:
 
     # ---- from the sandboxes --------------------------------------------------------------------------------------
 
-    def _on_notices(self) -> None:
+    def _on_rings(self) -> None:
+        """Commands were executed: the numbers of their notes."""
         with contextlib.suppress(BlockingIOError):
-            while data := self._notices.recv(REPORT_BYTES, socket.MSG_DONTWAIT):
-                notice = read_notice(data)
-                sandbox = self._by_token.get(notice.token)
-                if sandbox is not None:
-                    self._on_notice(sandbox, notice)
-
-    def _on_notice(self, sandbox: Sandbox, notice: Notice) -> None:
-        if notice.kind == Kind.STARTED:
-            self._on_started(sandbox, notice.at_s)
-        elif notice.kind in (Kind.ENDED, Kind.FENCED):
-            sandbox.end = notice
-        else:
-            sandbox.failure = notice
+            for (number,) in _RING.iter_unpack(self._rings.recv(_RINGS_BYTES, socket.MSG_DONTWAIT)):
+                sandbox = self._by_note.get(number)
+                if sandbox is not None and not sandbox.is_started and (at_s := sandbox.read_note()) is not None:
+                    self._on_started(sandbox, at_s)
 
     def _on_started(self, sandbox: Sandbox, at_s: float) -> None:
         sandbox.is_started = True
@@ -326,8 +324,7 @@ class Spawner:
 
     def _on_children(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while os.read(self._children_fd, 4096):
-                pass
+            os.read(self._children_fd, _SIGNAL_BYTES)  # one stands for all that are pending
         gone: list[tuple[Sandbox, int, resource.struct_rusage]] = []
         while self._by_pid:
             pid, status, used = os.wait4(-1, os.WNOHANG)
@@ -335,8 +332,6 @@ class Spawner:
                 break
             if pid in self._by_pid:
                 gone.append((self._by_pid.pop(pid), status, used))
-        # What they said before they went has arrived by now.
-        self._on_notices()
         for sandbox, status, used in gone:
             self._report_end(sandbox, status, used)
         self._flush()
@@ -345,8 +340,11 @@ class Spawner:
         self._has_trash = self._has_doomed = bool(gone) or self._has_trash  # `tidy` will tell
 
     def _report_end(self, sandbox: Sandbox, status: int, used: resource.struct_rusage) -> None:
+        del self._by_note[sandbox.note], self._by_id[sandbox.spec.id]
+        at_s = sandbox.read_note()
+        if at_s is not None and not sandbox.is_started:
+            self._on_started(sandbox, at_s)
         self._cancel_timers(sandbox)
-        del self._by_token[sandbox.token], self._by_id[sandbox.spec.id]
         stats = none.at_least(sandbox.group.stats(), used)
         if not sandbox.is_started and sandbox.failure is None and stats.oom_kills:
             # Its memory limit is too small even for the start: that is an outcome of the command, not a failed step.
@@ -441,11 +439,11 @@ def _kill_pids(pids: list[int]) -> None:
 
 
 def _report_sockets() -> socket.socket:
-    """One pair for all sandboxes: children write to REPORT_FD, and see end of file there when the spawner dies."""
-    ours, theirs = (_move_up(end.detach()) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-    # Room for the reports of every sandbox that there may be: a PID 1 that waits for room looks at no deadline.
+    """One pair for all sandboxes: children ring on REPORT_FD, and see end of file there when the spawner dies."""
+    ours, theirs = (_move_up(end.detach()) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
+    # Room for the rings of every sandbox that there may be: a PID 1 that waits for room looks at no deadline.
     with contextlib.suppress(PermissionError):  # needs CAP_NET_ADMIN
-        theirs.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _REPORT_BUFFER_BYTES)
+        theirs.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _RING_BUFFER_BYTES)
     os.dup2(theirs.fileno(), plan.REPORT_FD, inheritable=False)
     theirs.close()
     return ours

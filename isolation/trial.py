@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
 from isolation.errors import HostLacks
 from isolation.launch import Launcher
-from isolation.sandbox import REPORT_BYTES, read_notice
 from isolation.spec import Limits, SandboxSpec, SetupFailed
 
 _COMMAND = "/.pilfer-empty/no-such-command"
@@ -26,7 +24,7 @@ _WORDS = {
 }
 
 
-def run(launcher: Launcher, notices: socket.socket) -> None:
+def run(launcher: Launcher) -> None:
     """Waits for its end. Raises HostLacks; StepFailed and OSError as any launch. Nothing is left of it."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -34,10 +32,7 @@ def run(launcher: Launcher, notices: socket.socket) -> None:
     finally:
         os.close(null)
     os.waitpid(sandbox.pid, 0)
-    try:
-        sandbox.failure = read_notice(notices.recv(REPORT_BYTES, socket.MSG_DONTWAIT))
-    except BlockingIOError:  # killed, or it could say nothing
-        sandbox.failure = None
+    sandbox.read_note()
     failed = sandbox.setup_failed()
     launcher.release(sandbox)
     if failed is None or (failed.step, failed.errno) != ("exec", errno.ENOENT):
