@@ -46,6 +46,8 @@ class SpawnerConfig:
     uid_count: int = UID_COUNT
     #: The group of all sandboxes, so that a writable share can be opened to them.
     gid: int = FIRST_UID
+    #: What each scratch directory may hold at most; None: a quarter of the file system that they are on.
+    scratch_limit_bytes: int | None = None
     #: A file that the spawner locks for its life, so that the next one begins when this one is gone
     #: (`isolation/succession.py`); made if absent. None: whoever starts it makes sure of that.
     lock: Path | None = None

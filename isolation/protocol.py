@@ -311,6 +311,7 @@ def _read_ended(f: _Fields) -> Ended:
         ended_by=f.text("ended_by"),
         started_at=f.number("started_at", 0, 1e12),
         finished_at=f.number("finished_at", 0, 1e12),
+        detail=f.text("detail"),
         usage=_read_usage(f.object("usage")),
     )
 
@@ -348,6 +349,7 @@ def _read_config(f: _Fields) -> SpawnerConfig:
     return SpawnerConfig(
         host_id=f.id("host_id"),
         scratch_root=Path(f.text("scratch_root")),
+        scratch_limit_bytes=f.optional_integer("scratch_limit_bytes", 1, 2**62),
         lock=None if (lock := f.optional_text("lock")) is None else Path(lock),
         shares=_read_mounts(f.objects("shares")),
         allow_host_network=f.flag("allow_host_network"),

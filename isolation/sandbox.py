@@ -23,6 +23,7 @@ from isolation.timers import Timer
 TIMEOUT = "timeout"
 STOP = "stop"
 FENCE = "fence"
+SCRATCH = "scratch"
 
 _EXEC_WORDS = {
     errno.ENOENT: "no such command (or the interpreter that its first line names is missing)",
@@ -47,6 +48,8 @@ class Sandbox:
     started_at: float
     #: Why we end it; "" while we do not.
     asked_by: str = ""
+    #: And what there is to say about it.
+    asked_why: str = ""
     is_started: bool = False
     failure: Notice | None = None
     end: Notice | None = None
@@ -101,14 +104,16 @@ class Sandbox:
         code = os.WEXITSTATUS(wait_status) if by_itself and os.WIFEXITED(wait_status) else None
         number = os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else signal.SIGKILL
         finished_at = self.end.at_s if self.end is not None else now
+        ended_by = self._ended_by()
         return Ended(
             id=self.spec.id,
             exit_code=code,
             signal=None if code is not None else int(number),
             out_of_memory=stats.oom_kills > 0,
-            ended_by=self._ended_by(),
+            ended_by=ended_by,
             started_at=self.started_at,
             finished_at=max(finished_at, self.started_at),
+            detail=self.asked_why if ended_by == SCRATCH else "",
             usage=SandboxUsage(
                 cpu_s=stats.cpu_s,
                 memory_peak_bytes=stats.memory_peak_bytes,

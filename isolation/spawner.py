@@ -41,8 +41,10 @@ from isolation.fence import Fence
 from isolation.launch import Launcher
 from isolation.mounts import View
 from isolation.probe import Host, probe, said
-from isolation.sandbox import FENCE, STOP, TIMEOUT, Sandbox
+from isolation.sandbox import FENCE, SCRATCH, STOP, TIMEOUT, Sandbox
 from isolation.scratch import ScratchRoot
+from isolation.scratch_policy import LOOK_EVERY_S
+from isolation.scratch_watch import ScratchWatch
 from isolation.spec import HostReport, SandboxSpec, SetupFailed
 from isolation.timers import Timers
 from isolation.users import Users, find_users
@@ -114,6 +116,14 @@ class Spawner:
         self._timers = Timers()
         self._scratch = ScratchRoot(self._config.scratch_root)
         proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._scratch_watch = ScratchWatch(
+            self._scratch.fd,
+            proc_fd,
+            pids_of=lambda name: self._by_id[name].group.pids(),
+            on_over=self._kill_for_scratch,
+            clock=time.monotonic,
+            limit_bytes=self._config.scratch_limit_bytes,
+        )
         own = rootless.enter(proc_fd) if host.is_ordinary else None
         self._networks = namespaces.NetworkPool(proc_fd) if own is None else None
         if self._networks is not None:
@@ -171,14 +181,25 @@ class Spawner:
         """How long to wait for events: not at all while there is something to tidy up."""
         if self._is_closing:
             return TIDY_RETRY_S
-        if self._has_trash:
+        if self._has_trash or self._is_measuring:
             return 0
         return TIDY_RETRY_S if self._has_doomed else -1
 
     _has_trash = False
     _has_doomed = False
+    _is_measuring = False
+    _is_looking = False
+
+    def _look_at_scratch(self) -> None:
+        """Again and again while anything runs."""
+        self._is_looking = not self._scratch_watch.is_idle
+        if self._is_looking:
+            self._is_measuring = self._scratch_watch.look()
+            self._timers.after(LOOK_EVERY_S, self._look_at_scratch)
 
     def _tidy(self) -> None:
+        if self._is_measuring:
+            self._is_measuring = not self._scratch_watch.step()
         self._has_trash = not self._scratch.tidy()
         self._has_doomed = not self._parent.tidy()
 
@@ -197,6 +218,7 @@ class Spawner:
             log("left alive", pids=sorted(self._by_pid))
         if self._networks is not None:
             self._networks.close()
+        self._scratch_watch.close()
         self._scratch.close()
         deadline = time.monotonic() + CLOSE_PATIENCE_S
         while not self._parent.tidy() and time.monotonic() < deadline:
@@ -296,6 +318,10 @@ class Spawner:
         sandbox = self._launcher.launch(spec, stdio)
         self._by_note[sandbox.note] = self._by_id[spec.id] = self._by_pid[sandbox.pid] = sandbox
         sandbox.timers.append(self._timers.after(START_LIMIT_S, lambda: self._give_up(sandbox)))
+        self._scratch_watch.add(spec.id, spec.limits.scratch_bytes)
+        if not self._is_looking:
+            self._is_looking = True
+            self._timers.after(LOOK_EVERY_S, self._look_at_scratch)
 
     def _give_up(self, sandbox: Sandbox) -> None:
         if not sandbox.is_started:
@@ -345,6 +371,7 @@ class Spawner:
         if at_s is not None and not sandbox.is_started:
             self._on_started(sandbox, at_s)
         self._cancel_timers(sandbox)
+        self._scratch_watch.remove(sandbox.spec.id)
         stats = none.at_least(sandbox.group.stats(), used)
         if not sandbox.is_started and sandbox.failure is None and stats.oom_kills:
             # Its memory limit is too small even for the start: that is an outcome of the command, not a failed step.
@@ -377,6 +404,11 @@ class Spawner:
             if sandbox.group.is_frozen():
                 _kill_pids(sandbox.group.pids())
         os.kill(sandbox.pid, signal.SIGKILL)
+
+    def _kill_for_scratch(self, name: str, words: str) -> None:
+        sandbox = self._by_id[name]
+        sandbox.asked_why = words
+        self._terminate(sandbox, SCRATCH, 0)
 
     def _kill_all(self, reason: str) -> None:
         with contextlib.suppress(OSError):

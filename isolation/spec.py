@@ -104,6 +104,8 @@ class Ended:
     started_at: float
     finished_at: float
     usage: SandboxUsage = field(default_factory=SandboxUsage)
+    #: In words, where there is more to say: which limit it was over, and what was found.
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

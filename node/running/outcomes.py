@@ -56,7 +56,7 @@ def of_end(ended: Ended, why: StopWhy | None) -> tuple[Verdict, Outcome]:
     elif ended.ended_by == "timeout":
         reason, detail = Reason.TIMED_OUT, "ran longer than its timeout"
     elif ended.ended_by == "scratch":
-        reason, detail = Reason.OUT_OF_SCRATCH, "its scratch directory held more than it may"
+        reason, detail = Reason.OUT_OF_SCRATCH, ended.detail or "its scratch directory held more than it may"
     elif ended.out_of_memory and ended.exit_code != 0:
         # A command that recovered from the loss of a child and exited with 0 did what it was asked for.
         reason, detail = Reason.OUT_OF_MEMORY, "a process was killed at the task's memory limit"
