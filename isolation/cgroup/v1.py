@@ -1,8 +1,8 @@
 """Version 1: one hierarchy per controller (or several controllers mounted together), and a pool of groups.
 
 A fresh group costs 160 to 210 us more than one that is reused, so groups go back into a pool, one sandbox at a time.
-Nothing of a sandbox may show in the next one's figures: cpu time and peak memory are reset, oom kills and io are
-taken as differences, and a group that still has more than a little memory charged (page cache of files that the
+Nothing of a sandbox may show in the next one's figures: peak memory is reset, cpu time, oom kills and io are taken as
+differences, and a group that still has more than a little memory charged (page cache of files that the
 sandbox read) is removed instead of reused.
 
 Documentation/admin-guide/cgroup-v1/{memory,pids,freezer-subsystem,cpuacct,blkio-controller}.rst
@@ -29,6 +29,7 @@ REUSE_BYTES_MAX = 1024 * 1024
 UNLIMITED = -1
 #: Bytes per second that no disk reaches.
 _NO_REAL_LIMIT = 1 << 60
+_PEAK = "memory.max_usage_in_bytes"
 _IO_SERVICE = "blkio.throttle.io_service_bytes"
 #: What TCP and UDP sockets hold. Version 1 counts it apart from all other memory, and only where this has been written
 #: once (mm/memcontrol-v1.c); a task could fill the machine with datagrams that nobody reads. Version 2 counts it with
@@ -49,23 +50,24 @@ class V1Group:
         self._io_devices = io_devices
         flags = os.O_WRONLY | os.O_CLOEXEC
         self._task_fds = [os.open("tasks", flags, dir_fd=fd) for fd in dict.fromkeys(dirs.values())]
-        self._read_fds: dict[str, int] = {}
-        for controller, file in (
-            ("cpuacct", "cpuacct.usage"),
-            ("memory", "memory.max_usage_in_bytes"),
-            ("memory", "memory.usage_in_bytes"),
-            ("memory", "memory.oom_control"),
-            ("blkio", _IO_SERVICE),
+        self._open: dict[str, int] = {}
+        for controller, file, access in (
+            ("cpuacct", "cpuacct.usage", os.O_RDONLY),
+            ("memory", _PEAK, os.O_RDWR),
+            ("memory", "memory.usage_in_bytes", os.O_RDONLY),
+            ("memory", "memory.oom_control", os.O_RDONLY),
+            ("blkio", _IO_SERVICE, os.O_RDONLY),
         ):
             if controller in dirs and files.has(dirs[controller], file):
-                self._read_fds[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dirs[controller])
+                self._open[file] = os.open(file, access | os.O_CLOEXEC, dir_fd=dirs[controller])
         self._has_swap_limit = "memory" in dirs and files.has(dirs["memory"], "memory.memsw.limit_in_bytes")
         self._has_socket_limit = "memory" in dirs and files.has(dirs["memory"], _SOCKETS)
         if self._has_socket_limit:
             files.write(dirs["memory"], _SOCKETS, UNLIMITED)
         self._in_force: dict[str, str | int] = {}
-        self._oom_kills_before = self._oom_kills()
-        self._io_before = self._io()
+        #: What the counters that are not reset showed when the group was last given to nobody.
+        self._cpu_ns_before = self._number("cpuacct.usage")
+        self._oom_kills_before, self._io_before = self._seen = self._oom_kills(), self._io()
 
     @property
     def task_fds(self) -> Sequence[int]:
@@ -110,17 +112,19 @@ class V1Group:
         self._in_force[key or file] = value
 
     def stats(self) -> Stats:
-        read, written = self._io()
-        return Stats(
-            cpu_s=self._number("cpuacct.usage") / 1e9,
-            memory_peak_bytes=self._number("memory.max_usage_in_bytes"),
-            io_read_bytes=max(0, read - self._io_before[0]),
-            io_write_bytes=max(0, written - self._io_before[1]),
-            oom_kills=max(0, self._oom_kills() - self._oom_kills_before),
+        io, oom_kills = self._io(), self._oom_kills()
+        stats = Stats(
+            cpu_s=max(0, self._number("cpuacct.usage") - self._cpu_ns_before) / 1e9,
+            memory_peak_bytes=self._number(_PEAK),
+            io_read_bytes=max(0, io[0] - self._io_before[0]),
+            io_write_bytes=max(0, io[1] - self._io_before[1]),
+            oom_kills=max(0, oom_kills - self._oom_kills_before),
         )
+        self._seen = oom_kills, io
+        return stats
 
     def _text(self, file: str) -> str:
-        fd = self._read_fds.get(file)
+        fd = self._open.get(file)
         if fd is None:
             return ""
         try:
@@ -129,11 +133,13 @@ class V1Group:
             return ""
 
     def _number(self, file: str) -> int:
-        text = self._text(file).strip()
+        text = self._text(file).partition("\n")[0]
         return int(text) if text.isdigit() else 0
 
     def _oom_kills(self) -> int:
-        return files.keyed(self._text("memory.oom_control")).get("oom_kill", 0)
+        """The last of the lines `oom_kill_disable 0`, `under_oom 0`, `oom_kill 0`."""
+        number = self._text("memory.oom_control").partition("\noom_kill ")[2].strip()
+        return int(number) if number.isdigit() else 0
 
     def _io(self) -> tuple[int, int]:
         """Bytes read and written, over all devices: lines `MAJOR:MINOR Read BYTES`."""
@@ -151,14 +157,13 @@ class V1Group:
         if self._number("memory.usage_in_bytes") > REUSE_BYTES_MAX:
             return False
         try:
-            if "cpuacct" in self._dirs:
-                files.write(self._dirs["cpuacct"], "cpuacct.usage", 0)
-            if "memory" in self._dirs:
-                files.write(self._dirs["memory"], "memory.max_usage_in_bytes", 0)
+            if _PEAK in self._open:
+                os.pwrite(self._open[_PEAK], b"0\n", 0)
         except OSError:
             return False
-        self._oom_kills_before = self._oom_kills()
-        self._io_before = self._io()
+        self._oom_kills_before, self._io_before = self._seen
+        # Read now and not with the report: the last of PID 1's time is counted after its end was seen.
+        self._cpu_ns_before = self._number("cpuacct.usage")
         return True
 
     def pids(self) -> list[int]:
@@ -171,7 +176,7 @@ class V1Group:
         self._parent.take_back(self)
 
     def close(self) -> None:
-        for fd in {*self._task_fds, *self._read_fds.values(), *self._dirs.values()}:
+        for fd in {*self._task_fds, *self._open.values(), *self._dirs.values()}:
             os.close(fd)
 
 
