@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,12 +29,12 @@ def _no_attack_lives_on() -> Iterator[None]:
 
 def attacks_alive() -> list[str]:
     """Processes anywhere on the machine that have the marker of this test process in their environment."""
-    own = f"{MARKER}=".encode()
+    own = f"{MARKER}={os.getpid()}-".encode()
     found = []
-    for environ in Path("/proc").glob("[0-9]*/environ"):
+    for pid in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208  (names alone are wanted)
         try:
-            if own in environ.read_bytes():
-                found.append(environ.parent.name)
+            if own in Path(f"/proc/{pid}/environ").read_bytes():
+                found.append(pid)
         except OSError:
             continue  # gone, or a kernel thread
     return found

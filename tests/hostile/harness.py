@@ -16,6 +16,7 @@ Never the machine itself: `attacks/guard.py` refuses.
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -131,15 +132,21 @@ def here() -> BindMount:
 
 
 def marker() -> str:
-    """See `attacks/guard.py`: a word of its own, and the namespaces in which no attack may run."""
+    """See `attacks/guard.py`: a word of its own (ours: by it what lives on is found), and the namespaces in which no
+    attack may run."""
     names = [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "mnt")]
-    return " ".join([uuid4().hex, *names])
+    return " ".join([f"{os.getpid()}-{uuid4().hex}", *names])
 
 
 async def throwaway(attack: str, *args: str) -> Report:
     """Runs it to its end as the root of namespaces that are gone with it, and is an ordinary user outside of them."""
     command = (*_ROOT_OF_NOTHING, *PYTHON, f"/mnt/attacks/{attack}.py", *args)
     return await asyncio.to_thread(_run_apart, _APART, command, None)
+
+
+async def throwaway_command(*argv: str) -> Report:
+    """The same for a program of the machine's, which no guard looks after."""
+    return await asyncio.to_thread(_run_apart, _APART, (*_ROOT_OF_NOTHING, *argv), None)
 
 
 async def ordinary(attack: str, *args: str, share: Path | None = None) -> Report:
