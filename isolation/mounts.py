@@ -252,7 +252,7 @@ def _build(
     _put(sys_tree, "sys", is_dir=True)
     if ordinary is not None:
         _put(ordinary.proc_tree, "proc", is_dir=True)
-    masked = [f"sys/{name}" for name in shown.MASKED_IN_SYS] + ([] if ordinary is None else list(ordinary.in_sys))
+    masked = [f"sys/{name}" for name in shown.MASKED_IN_SYS] + ([] if ordinary is None else ordinary.covered)
     covers = [_cover(path) for path in masked if Path(path).is_dir()]
     _put_devices(None if ordinary is None else ordinary.devices)
     _cover_sockets(sockets)
@@ -279,7 +279,9 @@ class _Ordinary:
         self.devices = rootless_view.device_trees(_DEVICES)
         self.proc_tree = kernel.open_tree(kernel.AT_FDCWD, "/proc", recursive=True)
         mountinfo = Path("/proc/self/mountinfo").read_text()
-        self.in_sys = tuple(path.lstrip("/") for path in rootless_view.mounted_below("/sys", mountinfo))
+        in_sys = rootless_view.mounted_below("/sys", mountinfo)
+        #: To be covered, before the shares, which may lie in them.
+        self.covered = [path.lstrip("/") for path in (*in_sys, *rootless_view.homes(os.geteuid()))]
 
 
 def _host_trees() -> Iterator[tuple[str, int]]:

@@ -6,12 +6,14 @@
 * /proc: the kernel mounts a fresh one only where a whole one can be seen (mount_too_revealing in fs/namespace.c), so
   the host's is in the spawner's view, and each sandbox mounts its own over it before anything of the task's runs. The
   cover is locked as any mount of a sandbox is out of reach for a task: it has no capabilities.
+* Tasks have the user's own id, and so his rights to files: his home, wherever it is, is covered.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,6 +41,16 @@ def put_devices(trees: dict[str, int], directory: Path) -> None:
         place.touch()
         kernel.move_mount(tree, str(place))
         os.close(tree)
+
+
+def homes(uid: int) -> list[str]:
+    """The home directory of this user, whose files tasks could read, where that is a directory of his own."""
+    with contextlib.suppress(KeyError, OSError):
+        home = Path(pwd.getpwuid(uid).pw_dir).resolve()
+        # Not what several share, such as the root or /usr/sbin of the system's own accounts.
+        if home.stat().st_uid == uid:
+            return [str(home)]
+    return []
 
 
 def mounted_below(top: str, mountinfo: str) -> list[str]:
