@@ -1,10 +1,11 @@
 """Two drivers of the real spawner for `bench/spawner.py`, each a process of its own beside it.
 
-`lean` sends requests and reads reports on a blocking socket: what the spawner itself can do. `client` is the node's own
-end (`isolation/client.py`) on asyncio: what a node gets. Both answer a line `COUNT LANES GAP_US` on stdin with
-`WALL_NS CPU_NS LATENCY_NS...`, as `sandbox_floor.c` does. CPU is that of driver, spawner, and all sandboxes.
+`lean` is a C program (`sandbox_floor.c`, drive) that sends requests and reads reports: what the spawner itself can do.
+`client` is the node's own end (`isolation/client.py`) on asyncio: what a node gets. Both answer a line `COUNT LANES
+GAP_US` on stdin with `WALL_NS CPU_NS LATENCY_NS...`; CPU is that of driver, spawner, and all sandboxes.
 
-    python -m bench.drivers lean|client SCRATCH_ROOT
+    python -m bench.drivers client SCRATCH_ROOT
+    python -m bench.drivers lean SCRATCH_ROOT PROGRAM
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 from bench.request import sandbox_spec
 from isolation import process, protocol
 from isolation.client import Spawner
 from isolation.config import SpawnerConfig
-from isolation.spec import Ended, HostReport, Started
+from isolation.spec import HostReport
 
+_ID = "the-id"
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -37,50 +38,22 @@ def memory_mib(pid: int) -> float:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024
 
 
-class Lean:
-    """Keeps so many sandboxes going, and does little else."""
-
-    def __init__(self, scratch_root: Path) -> None:
-        self._process, self._requests, self._control = process.start()
-        protocol.send(self._control, protocol.Configure(_config(scratch_root)))
-        report = self._receive()
-        if not isinstance(report, HostReport):
-            raise SystemExit(f"the spawner did not start: {report}")
-        self.pid = report.pid
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        self._stdio = (null, null, null)
-
-    def _receive(self) -> protocol.Message:
-        return protocol.decode(self._requests.recv(protocol.INLINE_BYTES))
-
-    def run(self, count: int, lanes: int, gap_s: float) -> list[int]:
-        """Nanoseconds from each request to the report of its end."""
-        began: dict[str, int] = {}
-        took: list[int] = []
-        asked = 0
-        while len(took) < count:
-            while asked < count and len(began) < lanes:
-                if gap_s:
-                    time.sleep(gap_s)
-                sandbox_id = f"bench-{asked}"
-                asked += 1
-                began[sandbox_id] = time.monotonic_ns()
-                protocol.send(self._requests, protocol.Launch(sandbox_spec(sandbox_id)), self._stdio)
-            report = self._receive()
-            if isinstance(report, Ended) and report.exit_code == 0:
-                took.append(time.monotonic_ns() - began.pop(report.id))
-            elif not isinstance(report, Started):
-                raise SystemExit(f"a sandbox failed: {report}")
-        return took
-
-    def close(self) -> None:
-        self._requests.close()
-        self._control.close()
-        self._process.wait(20)
+def drive_lean(program: Path, scratch_root: Path) -> None:
+    """Becomes the C program, with a spawner of its own."""
+    started = process.start()
+    protocol.send(started.control, protocol.Configure(_config(scratch_root)))
+    report = protocol.decode(started.requests.recv(protocol.INLINE_BYTES))
+    if not isinstance(report, HostReport):
+        raise SystemExit(f"the spawner did not start: {report}")
+    head, _, tail = protocol.encode(protocol.Launch(sandbox_spec(_ID))).decode().partition(_ID)
+    for end in (started.requests, started.control):
+        os.set_inheritable(end.fileno(), True)  # noqa: FBT003  (the function takes nothing else)
+    words = [str(started.requests.fileno()), str(report.pid), head, tail]
+    os.execv(program, ["sandbox_floor", "drive", *words])
 
 
 class ThroughClient:
-    """The same through the node's own client."""
+    """Keeps so many sandboxes going through the node's own client."""
 
     def __init__(self, scratch_root: Path) -> None:
         self._runner = asyncio.Runner()
@@ -121,9 +94,8 @@ def _config(scratch_root: Path) -> SpawnerConfig:
     return SpawnerConfig(host_id=f"bench-{uuid.uuid4()}", scratch_root=scratch_root)
 
 
-def main(kind: str, scratch_root: Path) -> None:
-    makers: dict[str, Callable[[Path], Lean | ThroughClient]] = {"lean": Lean, "client": ThroughClient}
-    driver = makers[kind](scratch_root)
+def drive_client(scratch_root: Path) -> None:
+    driver = ThroughClient(scratch_root)
     try:
         for line in sys.stdin:
             count, lanes, gap_us = map(int, line.split())
@@ -137,4 +109,7 @@ def main(kind: str, scratch_root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    if sys.argv[1] == "client":
+        drive_client(Path(sys.argv[2]))
+    else:
+        drive_lean(Path(sys.argv[3]), Path(sys.argv[2]))

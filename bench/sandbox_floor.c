@@ -1,9 +1,11 @@
-/* What the kernel asks for a sandbox: the same steps as Pilfer's spawner, in plain C, without a request, an interpreter
- * or a report. `bench/floor.py` lets the spawner's own code prepare the view, the groups and the plan, writes the plan
- * to a file, and executes this program in its place.
+/* The programs of `bench/spawner.py` that must cost next to nothing themselves, and so are in C.
  *
- *   sandbox_floor sandbox PLAN_FD              runs the plans (one per lane) that PLAN_FD holds
+ *   sandbox_floor sandbox PLAN_FD              what the kernel asks for a sandbox: the same steps as Pilfer's spawner,
+ *                                              without a request, an interpreter or a report. `bench/floor.py` lets
+ *                                              the spawner's own code prepare the view, the groups and a plan for each
+ *                                              lane, and executes this in its place
  *   sandbox_floor command ARGV...              posix_spawn of a command; `{}` becomes a number
+ *   sandbox_floor drive FD PID HEAD TAIL       asks the spawner PID on the socket FD; a request is HEAD, an id, TAIL
  *
  * A line `COUNT LANES GAP_US` on stdin runs COUNT in LANES processes, with a pause before each; it is answered by
  * `WALL_NS CPU_NS LATENCY_NS...` on stdout. CPU is that of the lanes and of everything that they waited for.
@@ -65,6 +67,8 @@ struct results {
 static struct plan plans[LANES_MAX];
 static int plan_count, notices;
 static char **command_argv;
+static int requests = -1, spawner;
+static const char *head, *tail;
 static struct results *results;
 
 static void die(const char *what)
@@ -285,6 +289,79 @@ static void one_command(int lane, long number)
     }
 }
 
+/* ---- through the spawner ----------------------------------------------------------------------------------------- */
+
+static void ask(long number, int null)
+{
+    char text[4096], room[CMSG_SPACE(3 * sizeof(int))] = {0};
+    int length = snprintf(text, sizeof text, "%sbench-%ld%s", head, number, tail), fds[3] = {null, null, null};
+    struct iovec body = {text, (size_t)length};
+    struct msghdr message = {.msg_iov = &body, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+    struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+
+    rights->cmsg_level = SOL_SOCKET;
+    rights->cmsg_type = SCM_RIGHTS;
+    rights->cmsg_len = CMSG_LEN(sizeof fds);
+    memcpy(CMSG_DATA(rights), fds, sizeof fds);
+    if (sendmsg(requests, &message, 0) != length)
+        die("request");
+}
+
+/* The number of the sandbox whose end is reported next. */
+static long hear_end(void)
+{
+    for (;;) {
+        char text[4096], *id;
+        ssize_t length = recv(requests, text, sizeof text - 1, 0);
+        if (length <= 0)
+            die("report");
+        text[length] = '\0';
+        if (strstr(text, "\"Started\""))
+            continue;
+        id = strstr(text, "\"bench-");
+        if (!id || !strstr(text, "\"Ended\"") || !strstr(text, "\"exit_code\":0")) {
+            fprintf(stderr, "a sandbox failed: %s\n", text);
+            exit(1);
+        }
+        return atol(id + strlen("\"bench-"));
+    }
+}
+
+static void drive(long count, long lanes, long gap_us)
+{
+    static int64_t asked_at[COUNT_MAX];
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+    for (long asked = 0, ended = 0; ended < count; ended++) {
+        for (; asked < count && asked - ended < lanes; asked++) {
+            if (gap_us)
+                usleep((useconds_t)gap_us);
+            asked_at[asked] = clock_ns(CLOCK_MONOTONIC);
+            ask(asked, null);
+        }
+        long number = hear_end();
+        results->ns[number] = clock_ns(CLOCK_MONOTONIC) - asked_at[number];
+    }
+    close(null);
+}
+
+/* Of the spawner and all that it waited for (proc_pid_stat(5); in steps of a tick). */
+static int64_t spawner_cpu_ns(void)
+{
+    char path[64], text[1024], *at;
+    long user, system, children_user, children_system;
+
+    snprintf(path, sizeof path, "/proc/%d/stat", spawner);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t length = read(fd, text, sizeof text - 1);
+    close(fd);
+    text[length > 0 ? length : 0] = '\0';
+    if (!(at = strrchr(text, ')')) || sscanf(at, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %ld %ld %ld %ld", &user,
+                                            &system, &children_user, &children_system) != 4)
+        die(path);
+    return (user + system + children_user + children_system) * (1000000000LL / sysconf(_SC_CLK_TCK));
+}
+
 /* ---- lanes ------------------------------------------------------------------------------------------------------- */
 
 static int64_t cpu_ns(int who)
@@ -320,19 +397,37 @@ static void run_lane(int lane, long from, long to, long gap_us)
     results->cpu_ns[lane] = cpu_ns(RUSAGE_SELF) + cpu_ns(RUSAGE_CHILDREN) - cpu;
 }
 
+static void print_memory(void)
+{
+    char path[64], line[256];
+
+    snprintf(path, sizeof path, "/proc/%d/status", spawner);
+    for (FILE *status = fopen(path, "re"); status && fgets(line, sizeof line, status);)
+        if (!strncmp(line, "VmRSS:", 6))
+            printf("%.1f\n", atol(line + 6) / 1024.0);
+    close(requests); /* which ends it */
+    waitpid(spawner, NULL, 0);
+}
+
 static void run(long count, long lanes, long gap_us)
 {
     int64_t start = clock_ns(CLOCK_MONOTONIC), cpu = 0;
-    for (long lane = 0; lane < lanes; lane++)
+
+    if (spawner) {
+        cpu -= cpu_ns(RUSAGE_SELF) + spawner_cpu_ns();
+        drive(count, lanes, gap_us);
+        cpu += cpu_ns(RUSAGE_SELF) + spawner_cpu_ns();
+    }
+    for (long lane = 0; !spawner && lane < lanes; lane++)
         if (fork() == 0) {
             run_lane((int)lane, count * lane / lanes, count * (lane + 1) / lanes, gap_us);
             _exit(0);
         }
-    for (int status; wait(&status) > 0;)
+    for (int status; !spawner && wait(&status) > 0;)
         if (status != 0)
             exit(1);
     int64_t wall = clock_ns(CLOCK_MONOTONIC) - start;
-    for (long lane = 0; lane < lanes; lane++)
+    for (long lane = 0; !spawner && lane < lanes; lane++)
         cpu += results->cpu_ns[lane];
     printf("%lld %lld", (long long)wall, (long long)cpu);
     for (long i = 0; i < count; i++)
@@ -349,15 +444,22 @@ int main(int argc, char **argv)
         read_plans(atoi(argv[2]));
     else if (argc > 2 && !strcmp(argv[1], "command"))
         command_argv = &argv[2];
-    else
+    else if (argc == 6 && !strcmp(argv[1], "drive")) {
+        requests = atoi(argv[2]);
+        spawner = atoi(argv[3]);
+        head = argv[4];
+        tail = argv[5];
+    } else
         return 2;
     results = mmap(NULL, sizeof *results, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (results == MAP_FAILED)
         die("mmap");
     while (scanf("%ld %ld %ld", &count, &lanes, &gap_us) == 3) {
-        if (count < 1 || count > COUNT_MAX || lanes < 1 || lanes > (command_argv ? LANES_MAX : plan_count))
+        if (count < 1 || count > COUNT_MAX || lanes < 1 || lanes > (plan_count ? plan_count : LANES_MAX))
             return 2;
         run(count, lanes, gap_us);
     }
+    if (spawner)
+        print_memory();
     return 0;
 }

@@ -6,8 +6,8 @@ Needs root, gcc, and cgroups of version 1 or 2; a tool that is missing is left o
 rounds that take turns, so that whatever else the machine does hits all of them alike; a figure is the median of the
 rounds. What compares best are the ratios (each taken within a round) and the CPU time per sandbox.
 
-* The lean driver against the C program (`bench/sandbox_floor.c`): what the spawner costs beyond the kernel. Its figures
-  include the request with its descriptors, both reports, and the driver itself; the C program has none of these.
+* The spawner, asked by a driver in C, against a C program of the same steps (`bench/sandbox_floor.c`): what it costs
+  beyond the kernel. Its figures include the request with its descriptors and both reports, which the other has not.
 * Pinned to one core, with one sandbox at a time; on all cores, with as many at a time as serve it best.
 * Idle latency is one start each 100 ms, since closed loops hide what the kernel does after a pause (attaching to a
   group by `cgroup.procs` takes 6 ms then).
@@ -120,7 +120,7 @@ def subjects(directory: Path, program: Path, program_fd: int) -> list[Subject]:
     found = [
         Subject("posix_spawn, no sandbox", [*command, COMMAND], (2,)),
         Subject(FLOOR, floor, (2,), fds=(program_fd,)),
-        Subject(LEAN, [*python, "bench.drivers", "lean", "{scratch}"], (2, 3, 4)),
+        Subject(LEAN, [*python, "bench.drivers", "lean", "{scratch}", str(program)], (2, 3, 4)),
         Subject(CLIENT, [*python, "bench.drivers", "client", "{scratch}"], (2, 3, 4)),
     ]
     if shutil.which("bwrap"):
