@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup setup-tests protos check fix test test-fast test-etcd test-isolation test-node test-cluster chaos bench demo cluster clean
+.PHONY: help setup setup-tests protos check fix test test-fast test-etcd test-isolation test-node test-cluster hostile chaos bench demo cluster clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ test-node: setup ## Whole nodes: API, command line, restart, kill -9
 
 test-cluster: setup ## Clusters of nodes in network namespaces: faults by pid, signal and link (5 minutes)
 	$(PYTEST) tests/cluster_live
+
+hostile: setup ## COUNT=10000 tasks, a third of them hostile: what becomes of each, and of the machine (10 minutes)
+	$(BIN)/python -m tests.hostile.ten_thousand --count $(or $(COUNT),10000) $(if $(SEED),--seed $(SEED))
 
 chaos: setup ## Faults at random on a cluster under load; MINUTES=10, SEED=17 repeats one
 	$(BIN)/python -m tests.cluster_live.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
