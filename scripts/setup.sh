@@ -1,6 +1,6 @@
 #!/bin/bash
 # Makes everything that Pilfer needs to run and be tested, below .venv/, as far as it is missing.
-# usage: scripts/setup.sh [--witness]     --witness: also the environment of the independent etcd3 client (tests)
+# usage: scripts/setup.sh [--witness]     --witness: also what tests use: the independent etcd3 client, tools to attack with
 # PYTHON=... chooses the interpreter of a new .venv. Each step leaves a stamp in .venv/.stamps with the fingerprint of
 # what it was made from, so that a second run reads a few files and ends, without a network.
 set -euo pipefail
@@ -147,6 +147,16 @@ make_witness() {
         stamp witness "$wanted"
 }
 
+# Prints the Debian packages that are missing of what the hostile tests attack with (tests/hostile/test_tools.py).
+missing_tools() {
+    command -v bwrap >/dev/null || echo bubblewrap
+    command -v capsh >/dev/null || echo libcap2-bin
+    command -v crun >/dev/null || echo crun
+    command -v stress-ng >/dev/null || echo stress-ng
+    command -v strace >/dev/null || echo strace
+    command -v sysctl >/dev/null || echo procps
+}
+
 # --- everything as it was? Then this is all.
 everything=$({ dependencies; cat scripts/setup.sh scripts/fetch_etcd.sh isolation/*.c isolation/*.h 2>/dev/null || true; } | fingerprint)
 if ! stamped everything "$everything" || ! is_new_enough .venv/bin/python; then
@@ -160,4 +170,10 @@ fi
 if [ $WITNESS = yes ] && ! make_witness; then
     # Not what anybody came for: its test is skipped and says so, unless REQUIRE names it.
     say "the independent etcd client could not be installed; its test will be skipped"
+fi
+if [ $WITNESS = yes ]; then
+    mapfile -t tools < <(missing_tools)
+    if [ ${#tools[@]} -gt 0 ] && ! (install_packages "${tools[@]}"); then
+        say "without ${tools[*]}, the tests that attack with them will be skipped"
+    fi
 fi
