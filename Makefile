@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup setup-tests protos check fix test test-fast test-etcd test-isolation test-node test-cluster hostile chaos bench demo cluster clean
+.PHONY: help setup setup-tests protos check fix test test-fast test-etcd test-isolation test-v2 test-node test-cluster hostile chaos bench demo cluster clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -49,6 +49,10 @@ test-etcd: setup-tests ## What needs etcd: the client, the store, the contract o
 
 test-isolation: setup ## What needs root and cgroups: sandboxes, limits, leaks
 	$(PYTEST) tests/isolation_live
+
+test-v2: setup ## The same on control groups of version 2, in an emulated guest; ARGS= chooses tests (tests/guest/README.md)
+	REQUIRE=$${REQUIRE-isolation,v2,guest} $(BIN)/python -m tests.guest -- $(PYTEST) -p no:cacheprovider \
+		--timeout 1800 -o faulthandler_timeout=1700 $(or $(ARGS),tests/isolation_live tests/hostile)
 
 test-node: setup ## Whole nodes: API, command line, restart, kill -9
 	$(PYTEST) tests/node_live

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.guest import in_guest
 from tests.support.leaks import Belongings
+from tests.support.require import require
+from tests.support.wait import patient
 
 pytest_plugins = ["tests.support.etcd_process"]
 
@@ -31,7 +34,7 @@ def no_leaks() -> Iterator[None]:
     """Fails when the test leaves threads, descriptors, children or mounts behind."""
     before = Belongings.now()
     yield
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + patient(_PATIENCE_S)
     while leaks := Belongings.now().leaked_since(before):
         if time.monotonic() > deadline:
             pytest.fail("left behind: " + "; ".join(leaks))
@@ -43,3 +46,10 @@ def _no_leaks_of_live_tests(request: pytest.FixtureRequest) -> None:
     # Autouse: set up before, and so torn down after, the test's own fixtures; those of a whole session come earlier.
     if any(part in _CHECKED for part in request.path.parts):
         request.getfixturevalue("no_leaks")
+
+
+@pytest.fixture(autouse=True)
+def _in_the_guest_alone(request: pytest.FixtureRequest) -> None:
+    """What is marked `guest` would hurt the machine, or needs one of its own."""
+    if request.node.get_closest_marker("guest") is not None:
+        require("guest", is_there=in_guest(), reason="runs in the guest alone (make test-v2)")
