@@ -98,11 +98,12 @@ async def test_what_a_task_may_try_instead(runner: Runner, script: str) -> None:
 
 
 async def test_mapped_and_without_a_name(runner: Runner) -> None:
+    """By mmap(2) itself: Python's mmap keeps a descriptor, which would be found."""
     script = (
-        "import mmap, os, time\n"
+        "import ctypes, os, time\n"
         f"fd = os.open('a', os.O_RDWR | os.O_CREAT); os.posix_fallocate(fd, 0, {LIMIT + MIB})\n"
-        f"kept = mmap.mmap(fd, 4096); os.unlink('a'); os.close(fd)\n"
-        "time.sleep(1000)"
+        "ctypes.CDLL(None).mmap(None, ctypes.c_size_t(4096), 3, 1, fd, ctypes.c_long(0))\n"
+        "os.unlink('a'); os.close(fd); time.sleep(1000)"
     )
     result = await runner.run("/usr/bin/python3", "-c", script)
     assert result.ended.ended_by == "scratch"
