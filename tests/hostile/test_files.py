@@ -34,7 +34,7 @@ OURS = [
     str(Path(sys.prefix) / "lib"),
 ]
 SYSTEM = ["/", "/etc", "/etc/passwd", "/etc/ld.so.preload", "/etc/ld.so.cache", "/usr/bin/python3", "/usr/lib", "/opt"]
-SYSTEM += ["/lib", "/bin/sh", "/proc", "/sys", "/dev", "/dev/shm/..", "/run", "/home", "/var/tmp", "/var/lib", "/boot"]
+SYSTEM += ["/lib", "/bin/sh", "/proc", "/sys", "/dev", "/dev/shm/..", "/run", "/home", "/var", "/var/lib", "/boot"]
 SYSTEM += ["/usr/lib/python3/dist-packages", "/var/log", "/var/cache", "/var/mail", PLACE]
 
 
