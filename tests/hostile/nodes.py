@@ -1,6 +1,6 @@
 """A whole node whose tasks are attacks.
 
-Its data directory lies where every task could see it (/var/lib, as an installed node's does), so that what hides it is
+Its data directory lies where every task could see it (/opt, of which the view shows all), so that what hides it is
 tried too; temporary directories are hidden anyway.
 """
 
@@ -19,7 +19,7 @@ from tests.hostile.harness import ATTACKS, MARKER, PYTHON, Report, marker
 from tests.support.node_process import LiveNode, processes_in, require_node
 from tests.support.wait import wait_until_sync
 
-_VISIBLE = Path("/var/lib")
+_VISIBLE = Path("/opt")
 PATIENCE_S = 60.0
 
 

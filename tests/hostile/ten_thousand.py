@@ -114,7 +114,7 @@ def _things(node: HostileNode, spawner_pid: int, below: Sequence[int]) -> dict[s
         "mounts of the machine that name the node": frozenset(
             line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(data_dir) in line
         ),
-        "files of tasks' users": frozenset(_files_of_tasks(("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/lib"))),
+        "files of tasks' users": frozenset(_files_of_tasks(("/tmp", "/var/tmp", "/dev/shm", "/run", "/opt"))),
         "files in scratch": frozenset(_below(data_dir / "scratch")),
         "other files of the node": frozenset(_other_files(data_dir)),
         "System V objects": frozenset(_objects_of_tasks()),
