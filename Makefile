@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 .PHONY: help setup setup-tests protos check fix test test-fast test-etcd test-isolation test-v2 test-node test-cluster hostile chaos bench demo cluster clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
 
 setup: ## Make .venv with everything: Python packages, the C extension, etcd
 	@scripts/setup.sh
