@@ -56,6 +56,8 @@ _RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,79}")
 _YEAR_S = 366 * 86400.0
+#: In nanoseconds it must fit in the 64 bits of the page that every PID 1 reads.
+_BOOTTIME_MAX_S = 9e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +321,7 @@ def _read_ended(f: _Fields) -> Ended:
 _READERS: dict[str, Callable[[_Fields], Message]] = {
     "Configure": lambda f: Configure(_read_config(f.object("config"))),
     "Launch": lambda f: Launch(_read_spec(f.object("spec"))),
-    "SetDeadline": lambda f: SetDeadline(f.number("boottime_s", 0, 1e12)),
+    "SetDeadline": lambda f: SetDeadline(f.number("boottime_s", 0, _BOOTTIME_MAX_S)),
     "Fence": lambda _: Fence(),
     "Stop": lambda f: Stop(f.id(), f.number("grace_s", 0, _YEAR_S)),
     "Ping": lambda f: Ping(f.integer("number", 0, 2**62)),
@@ -396,6 +398,8 @@ class Received:
     is_cut: bool = False
 
 
+#: What a body that cannot be read stands for: no message, and not the end of the socket.
+_NOTHING = b"?"
 _FDS_SPACE = socket.CMSG_SPACE(FDS_MAX * 4)
 
 
@@ -417,7 +421,9 @@ def receive(sock: socket.socket) -> Received:
         return Received(data, tuple(fds))
     body = fds.pop(0)
     try:
-        return Received(os.pread(body, BODY_BYTES_MAX, 0) or b"?", tuple(fds))
+        return Received(os.pread(body, BODY_BYTES_MAX, 0) or _NOTHING, tuple(fds))
+    except OSError:  # no memfd: a directory, a socket
+        return Received(_NOTHING, tuple(fds))
     finally:
         os.close(body)
 
