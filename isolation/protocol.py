@@ -2,9 +2,9 @@
 
 Two SOCK_SEQPACKET pairs. On `requests` the node sends `Launch` (with three descriptors by SCM_RIGHTS: stdin, stdout,
 stderr) and gets reports; on `control` it sends what must not wait behind launches: `SetDeadline`, `Fence`, `Stop`,
-`Ping`, `Close`. A datagram is JSON: [version, kind, {fields}]. A body longer than INLINE_BYTES travels in a memfd,
-which then is the first descriptor; the datagram itself is then MEMFD_MARK and the sandbox's id, so that a loss can be
-reported.
+`Ping`, `Close`. A datagram is JSON, [version, kind, {fields}], but for the two reports that every sandbox has
+(`packed.py`). A body longer than INLINE_BYTES travels in a memfd, which then is the first descriptor; the datagram
+itself is then MEMFD_MARK and the sandbox's id, so that a loss can be reported.
 
 Both ends come from one checkout, so a different version is an error, not a negotiation. Decoding checks every field:
 a bad message raises ProtocolError and harms nobody else.
@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from isolation import packed
 from isolation.config import SpawnerConfig
 from isolation.errors import ProtocolError
 from isolation.spec import (
@@ -31,12 +32,11 @@ from isolation.spec import (
     HostReport,
     Limits,
     SandboxSpec,
-    SandboxUsage,
     SetupFailed,
     Started,
 )
 
-VERSION = 2
+VERSION = 3
 
 #: A datagram must fit in the socket's buffer (net.core.wmem_default, 208 KiB) beside others.
 INLINE_BYTES = 48 * 1024
@@ -122,26 +122,26 @@ Message = Request | Report
 
 
 def encode(message: Message) -> bytes:
-    kind = type(message)
+    if isinstance(message, Started):
+        return packed.pack_started(message, VERSION)
+    if isinstance(message, Ended):
+        return packed.pack_ended(message, VERSION)
     if isinstance(message, Launch):
         fields = {"spec": _spec_fields(message.spec)}
     elif isinstance(message, Configure):
         fields = {"config": _config_fields(message.config)}
     else:
-        fields = _own_fields(message)
-    return _ENCODER.encode([VERSION, kind.__name__, fields]).encode()
+        fields = asdict(message)
+    return _ENCODER.encode([VERSION, type(message).__name__, fields]).encode()
 
 
-def _own_fields(value: Any) -> dict[str, Any]:
-    """Of a dataclass with slots; `dataclasses.asdict` takes ten times as long, and there are two reports a sandbox."""
-    return {name: getattr(value, name) for name in value.__slots__}
-
-
-_ENCODER = json.JSONEncoder(separators=(",", ":"), default=_own_fields)
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 def decode(data: bytes) -> Message:
     """Raises ProtocolError where the bytes are not a message of this version with sound values."""
+    if data.startswith((packed.STARTED_MARK, packed.ENDED_MARK)):
+        return packed.unpack(data, VERSION, is_id)
     try:
         version, kind, fields = json.loads(data)
     except (ValueError, TypeError, RecursionError) as error:
@@ -294,30 +294,6 @@ def _read_mounts(objects: list[_Fields]) -> tuple[BindMount, ...]:
     return tuple(BindMount(m.text("source"), m.text("target"), m.flag("read_only")) for m in objects)
 
 
-def _read_usage(f: _Fields) -> SandboxUsage:
-    return SandboxUsage(
-        cpu_s=f.number("cpu_s", 0, 1e12),
-        memory_peak_bytes=f.integer("memory_peak_bytes", 0, 2**63),
-        io_read_bytes=f.integer("io_read_bytes", 0, 2**64),
-        io_write_bytes=f.integer("io_write_bytes", 0, 2**64),
-        wall_s=f.number("wall_s", 0, 1e12),
-    )
-
-
-def _read_ended(f: _Fields) -> Ended:
-    return Ended(
-        id=f.id(),
-        exit_code=f.optional_integer("exit_code", 0, 255),
-        signal=f.optional_integer("signal", 1, 127),
-        out_of_memory=f.flag("out_of_memory"),
-        ended_by=f.text("ended_by"),
-        started_at=f.number("started_at", 0, 1e12),
-        finished_at=f.number("finished_at", 0, 1e12),
-        detail=f.text("detail"),
-        usage=_read_usage(f.object("usage")),
-    )
-
-
 _READERS: dict[str, Callable[[_Fields], Message]] = {
     "Configure": lambda f: Configure(_read_config(f.object("config"))),
     "Launch": lambda f: Launch(_read_spec(f.object("spec"))),
@@ -331,11 +307,9 @@ _READERS: dict[str, Callable[[_Fields], Message]] = {
     "HostReport": lambda f: HostReport(
         f.integer("cgroup_version", 0, 2), f.texts("not_enforced"), f.integer("pid", 1, 2**31), f.texts("limits")
     ),
-    "Started": lambda f: Started(f.id(), f.integer("pid", 1, 2**31), f.number("started_at", 0, 1e12)),
     "SetupFailed": lambda f: SetupFailed(
         f.id(), f.text("step"), f.integer("errno", 0, 4095), f.text("subject"), f.text("detail")
     ),
-    "Ended": _read_ended,
 }
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ SPEC = SandboxSpec(
     timeout_s=1.5,
     grace_s=0.0,
 )
+ENDED = Ended("x", None, 9, True, "timeout", 1.0, 2.0, SandboxUsage(0.5, 1, 2, 3, 1.0), detail="more, ü")
 MESSAGES: list[protocol.Message] = [
     protocol.Launch(SPEC),
     protocol.Launch(SandboxSpec("x", ("true",), {}, Limits(1.0, None, 1))),
@@ -44,8 +46,13 @@ MESSAGES: list[protocol.Message] = [
     HostReport(1, ("disk io",), 7),
     Started("x", 5, 1.0),
     SetupFailed("x", "exec", 2, "/bin/nope", "words"),
-    Ended("x", None, 9, True, "timeout", 1.0, 2.0, SandboxUsage(0.5, 1, 2, 3, 1.0)),
+    ENDED,
+    replace(ENDED, exit_code=255, signal=None, out_of_memory=False, detail=""),
 ]
+
+
+PACKED = [message for message in MESSAGES if isinstance(message, Started | Ended)]
+AS_JSON = [message for message in MESSAGES if message not in PACKED]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
@@ -53,7 +60,7 @@ def test_there_and_back(message: protocol.Message) -> None:
     assert protocol.decode(protocol.encode(message)) == message
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("message", AS_JSON, ids=lambda m: type(m).__name__)
 def test_a_missing_field_is_named(message: protocol.Message) -> None:
     version, kind, fields = json.loads(protocol.encode(message))
     for name in fields:
@@ -62,7 +69,7 @@ def test_a_missing_field_is_named(message: protocol.Message) -> None:
             protocol.decode(json.dumps([version, kind, less]).encode())
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("message", AS_JSON, ids=lambda m: type(m).__name__)
 def test_a_field_of_another_type_is_refused(message: protocol.Message) -> None:
     version, kind, fields = json.loads(protocol.encode(message))
     for name in fields:
@@ -74,6 +81,41 @@ def test_a_field_of_another_type_is_refused(message: protocol.Message) -> None:
 def test_another_version_is_refused() -> None:
     with pytest.raises(ProtocolError, match="version 1"):
         protocol.decode(b'[1,"Close",{}]')
+
+
+@pytest.mark.parametrize("message", PACKED, ids=lambda m: type(m).__name__)
+def test_a_packed_report_that_is_cut_or_of_another_version_is_refused(message: protocol.Message) -> None:
+    data = protocol.encode(message)
+    for cut in (data[:1], data[:12], data[:1] + b"\1" + data[2:], data[:-1] + b"\xff"):
+        with pytest.raises(ProtocolError):
+            protocol.decode(cut)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Started("", 5, 1.0),
+        Started("a b", 5, 1.0),
+        Started("x", 0, 1.0),
+        Started("x", 5, -1.0),
+        Started("x", 5, float("nan")),
+        replace(ENDED, id="/"),
+        replace(ENDED, ended_by="a\0b"),
+        replace(ENDED, exit_code=256),
+        replace(ENDED, signal=0),
+        replace(ENDED, finished_at=float("inf")),
+        replace(ENDED, usage=SandboxUsage(cpu_s=-0.5)),
+    ],
+)
+def test_odd_values_in_a_packed_report_are_refused(odd: Started | Ended) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.decode(protocol.encode(odd))
+
+
+@given(st.sampled_from([b"S\3", b"E\3"]), st.binary(max_size=200))
+def test_any_bytes_after_a_mark_are_a_report_or_an_error(mark: bytes, data: bytes) -> None:
+    with contextlib.suppress(ProtocolError):
+        assert protocol.decode(mark + data)
 
 
 @given(st.binary(max_size=200))
@@ -92,7 +134,7 @@ _JSON = st.recursive(
 
 
 @settings(max_examples=200)
-@given(st.sampled_from(MESSAGES), st.data())
+@given(st.sampled_from(AS_JSON), st.data())
 def test_any_value_in_any_field_is_a_message_or_an_error(message: protocol.Message, data: st.DataObject) -> None:
     version, kind, fields = json.loads(protocol.encode(message))
     place = fields["spec"] if kind == "Launch" else fields
