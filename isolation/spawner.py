@@ -30,6 +30,7 @@ import sys
 import time
 import traceback
 from collections import deque
+from dataclasses import replace
 
 import prctl  # type: ignore[import-untyped]  # the library has no stubs
 
@@ -61,6 +62,8 @@ TIDY_EVERY_TURNS = 8
 CLOSE_PATIENCE_S = 3.0
 NETWORKS_AHEAD = 4
 
+#: Of one text in a report; JSON may take six bytes for a character.
+_WORDS_MAX = 3000
 _FIRST_FREE_FD = 10
 #: struct signalfd_siginfo (signalfd(2))
 _SIGNAL_BYTES = 128
@@ -114,15 +117,15 @@ class Spawner:
     def _set_up_rest(self, host: Host) -> None:
         self._children_fd = kernel.signal_fd(signal.SIGCHLD)
         self._timers = Timers()
-        self._scratch = ScratchRoot(self._config.scratch_root)
+        self._scratch = ScratchRoot(self._config.scratch_root, self._config.scratch_limit_bytes)
         proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._scratch_watch = ScratchWatch(
             self._scratch.fd,
             proc_fd,
-            pids_of=lambda name: self._by_id[name].group.pids(),
+            pids_of=lambda name: self._pids_of(self._by_id[name], proc_fd),
             on_over=self._kill_for_scratch,
             clock=time.monotonic,
-            limit_bytes=self._config.scratch_limit_bytes,
+            limit_bytes=self._scratch.limit_bytes,
         )
         own = rootless.enter(proc_fd) if host.is_ordinary else None
         self._networks = namespaces.NetworkPool(proc_fd) if own is None else None
@@ -144,6 +147,9 @@ class Spawner:
             trial.run(self._launcher)
         not_enforced, limits = said(host, own)
         self._send(HostReport(self._parent.version, (*not_enforced, *missing), os.getpid(), limits))
+
+    def _pids_of(self, sandbox: Sandbox, proc_fd: int) -> list[int]:
+        return sandbox.group.pids() if self._parent.version else none.processes_below(proc_fd, sandbox.pid)
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -238,7 +244,7 @@ class Spawner:
                 try:
                     self._do_control(protocol.decode(received.data))
                 except ProtocolError as error:
-                    self._send(protocol.Refused(str(error)))
+                    self._send(protocol.Refused(str(error)[:_WORDS_MAX]))
 
     def _do_control(self, message: protocol.Message) -> None:
         if isinstance(message, protocol.SetDeadline):
@@ -286,6 +292,8 @@ class Spawner:
         except OSError as error:  # ENOMEM, EMFILE, EAGAIN: the host is short of something, the spawner goes on
             number = error.errno or 0
             self._fail(sandbox_id, StepFailed("prepare", number, "", explain(number, str(error.filename or ""))))
+        except MemoryError:  # the interpreter's own
+            self._fail(sandbox_id or protocol.find_id(received.data) or "", StepFailed("prepare", errno.ENOMEM))
 
     def _fail(self, sandbox_id: str, failure: StepFailed) -> None:
         if sandbox_id:
@@ -298,14 +306,16 @@ class Spawner:
             # Removed by somebody else, so nothing runs in it; only the next start makes it again.
             self._close("a control group of this node was removed")
             failed = SetupFailed(failed.id, "closing", errno.ECANCELED, "", "the node's control group was removed")
-        self._send(failed)
+        # A path may be as long as an argument. A report that fits in a datagram needs no descriptor, which may be
+        # what there are no more of.
+        self._send(replace(failed, subject=failed.subject[:_WORDS_MAX], detail=failed.detail[:_WORDS_MAX]))
 
     def _refuse(self, sandbox_id: str | None, detail: str) -> None:
         log("refused", sandbox=sandbox_id, detail=detail)
         if sandbox_id:
-            self._send(SetupFailed(sandbox_id, "request", errno.EINVAL, "", detail))
+            self._send_failed(SetupFailed(sandbox_id, "request", errno.EINVAL, "", detail))
         else:
-            self._send(protocol.Refused(detail))
+            self._send(protocol.Refused(detail[:_WORDS_MAX]))
 
     def _launch(self, spec: SandboxSpec, stdio: tuple[int, int, int]) -> None:
         """Raises StepFailed or OSError and leaves nothing behind."""
@@ -402,7 +412,7 @@ class Spawner:
         with contextlib.suppress(OSError):
             # A frozen one on version 1 dies when it is thawed: every process needs its own signal before that.
             if sandbox.group.is_frozen():
-                _kill_pids(sandbox.group.pids())
+                sandbox.group.kill()
         os.kill(sandbox.pid, signal.SIGKILL)
 
     def _kill_for_scratch(self, name: str, words: str) -> None:
@@ -411,8 +421,7 @@ class Spawner:
         self._terminate(sandbox, SCRATCH, 0)
 
     def _kill_all(self, reason: str) -> None:
-        with contextlib.suppress(OSError):
-            _kill_pids(self._parent.pids())
+        self._parent.kill()
         for sandbox in list(self._by_pid.values()):
             self._kill_for(sandbox, reason)
 
@@ -420,7 +429,7 @@ class Spawner:
         for sandbox in list(self._by_pid.values()):
             with contextlib.suppress(OSError):
                 if not sandbox.group.is_frozen():
-                    _kill_pids(sandbox.group.pids())
+                    sandbox.group.kill()
                     self._kill_for(sandbox, FENCE)
 
     def _kill_for(self, sandbox: Sandbox, reason: str) -> None:
@@ -462,12 +471,6 @@ def _read_launch(received: protocol.Received) -> tuple[SandboxSpec, tuple[int, i
     if len(received.fds) != protocol.STDIO_COUNT:
         raise ProtocolError(f"a launch comes with {protocol.STDIO_COUNT} descriptors, not {len(received.fds)}")
     return message.spec, (received.fds[0], received.fds[1], received.fds[2])
-
-
-def _kill_pids(pids: list[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def _report_sockets() -> socket.socket:
