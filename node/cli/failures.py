@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from node.cli.visible import visible
 from pilfer.errors import (
     InvalidAddress,
     InvalidRequest,
@@ -164,5 +165,5 @@ def field_words(field: str) -> str:
 
 
 def _print(line: str) -> None:
-    # What a node or a file name holds may not be encodable here; a message must never fail over that.
-    click.echo(line.encode(errors="backslashreplace").decode(), err=True)
+    # What a node or a file name holds may not be encodable here, or may act on a terminal: a message must do neither.
+    click.echo(visible(line), err=True)
