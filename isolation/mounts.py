@@ -301,12 +301,18 @@ def _read_only_copy(path: str) -> int:
 
 def _sys_tree(proc_fd: int, *, is_ordinary: bool) -> int:
     """A read-only /sys, without the host's network interfaces where we can make our own."""
-    if not is_ordinary:
-        # A container may not be allowed to mount one; then it is the host's, as an ordinary user's is.
-        with contextlib.suppress(OSError):
+    is_ours = True
+    try:
+        if is_ordinary:
+            rootless_view.mount_sys()
+        else:
             _mount_sys(proc_fd)
-    tree = kernel.open_tree(kernel.AT_FDCWD, "/sys", recursive=is_ordinary)
-    kernel.set_attributes(tree, kernel.SAFE_READ_ONLY | sys_.MOUNT_ATTR_NOEXEC, recursive=is_ordinary)
+    except OSError:  # a container may not be allowed to mount one; then it is the host's
+        is_ours = False
+    # An ordinary user cannot have the host's without what is mounted in it, which is covered.
+    is_whole = is_ordinary and not is_ours
+    tree = kernel.open_tree(kernel.AT_FDCWD, "/sys", recursive=is_whole)
+    kernel.set_attributes(tree, kernel.SAFE_READ_ONLY | sys_.MOUNT_ATTR_NOEXEC, recursive=is_whole)
     return tree
 
 

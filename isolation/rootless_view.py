@@ -1,8 +1,10 @@
 """What of the host's file systems goes into an ordinary user's view otherwise than into root's (`isolation/mounts.py`).
 
 * A device node cannot be made (mknod(2) in a user namespace: EPERM), so the host's are bound, one by one.
-* /sys cannot be bound without what is mounted in it: for a mount namespace that was made by an ordinary user, the
-  mounts of its parent are locked together (mount_namespaces(7)). It is bound whole, and what was mounted in it covered.
+* /sys shows the network of who mounts it, and an ordinary user has no way back into the host's network namespace: a
+  child mounts it. Where that is refused (a container), the host's cannot be bound without what is mounted in it, since
+  for a mount namespace that was made by an ordinary user the mounts of its parent are locked together
+  (mount_namespaces(7)): it is bound whole, and what was mounted in it covered.
 * /proc: the kernel mounts a fresh one only where a whole one can be seen (mount_too_revealing in fs/namespace.c), so
   the host's is in the spawner's view, and each sandbox mounts its own over it before anything of the task's runs. The
   cover is locked as any mount of a sandbox is out of reach for a task: it has no capabilities.
@@ -32,6 +34,21 @@ def device_trees(names: Iterable[str]) -> dict[str, int]:
             kernel.set_attributes(tree, _DEVICE_ATTRIBUTES, recursive=False)
             found[name] = tree
     return found
+
+
+def mount_sys() -> None:
+    """A fresh /sys over the host's, which shows no interface but a loopback. Raises OSError."""
+    pid = os.fork()  # it has our mount namespace, and a network namespace of its own
+    if pid == 0:
+        try:
+            kernel.unshare(sys_.CLONE_NEWNET)
+            kernel.mount("sysfs", "/sys", "sysfs", sys_.MS_NOSUID | sys_.MS_NODEV | sys_.MS_NOEXEC)
+        except OSError as error:
+            os._exit(error.errno or 255)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if number := os.waitstatus_to_exitcode(status):
+        raise OSError(number, os.strerror(abs(number)), "/sys")
 
 
 def put_devices(trees: dict[str, int], directory: Path) -> None:

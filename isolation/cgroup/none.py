@@ -7,11 +7,13 @@ memory is that of the largest process, not of all together: both are less than w
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 from collections.abc import Sequence
 from dataclasses import replace
 
-from isolation.cgroup import Stats
+from isolation.cgroup import Stats, files
 from isolation.spec import Limits
 
 #: Of ru_inblock and ru_oublock (include/linux/task_io_accounting_ops.h).
@@ -31,6 +33,21 @@ def at_least(stats: Stats, used: resource.struct_rusage) -> Stats:
     )
 
 
+def processes_below(proc_fd: int, pid: int) -> list[int]:
+    """A process and all that it and its children started, as far as they live; proc_fd: the host's /proc."""
+    found = [pid]
+    for one in found:  # grows meanwhile
+        with contextlib.suppress(OSError):
+            tasks = os.open(f"{one}/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc_fd)
+            try:
+                for thread in os.listdir(tasks):  # noqa: PTH208  (by descriptor)
+                    with contextlib.suppress(OSError):
+                        found += map(int, files.read(tasks, f"{thread}/children").split())
+            finally:
+                os.close(tasks)
+    return found
+
+
 class NoGroup:
     into_fd = -1
     task_fds: Sequence[int] = ()
@@ -46,6 +63,9 @@ class NoGroup:
 
     def is_frozen(self) -> bool:
         return False
+
+    def kill(self) -> None:
+        """The spawner's signal to PID 1 reaches all of a sandbox."""
 
     def release(self) -> None:
         """Nothing was made."""
@@ -71,8 +91,8 @@ class NoParent:
     def thaw(self) -> None:
         """Nothing was frozen."""
 
-    def pids(self) -> list[int]:
-        return []
+    def kill(self) -> None:
+        """The spawner's signal to each PID 1 reaches all."""
 
     def close(self) -> None:
         """Nothing was made."""
