@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -44,13 +43,9 @@ def kill(parent: Path) -> int:
     except FileNotFoundError:
         return 0
     try:
-        pids = list(files.pids_below(fd))
+        return files.kill_below(fd)
     finally:
         os.close(fd)
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return len(pids)
 
 
 def thaw(parent: Path) -> None:

@@ -58,6 +58,10 @@ class Group(Protocol):
     def is_frozen(self) -> bool:
         """Whether nothing in the group can move, and that is known: False of one that was removed."""
 
+    def kill(self) -> None:
+        """SIGKILL to every process in the group; a frozen one takes no further step (on version 1: dies when it is
+        thawed). Never raises."""
+
     def release(self) -> None:
         """Gives the group back when its sandbox is gone; its removal may be left to the parent's `tidy`."""
 
@@ -94,8 +98,8 @@ class Parent(Protocol):
 
     def thaw(self) -> None: ...
 
-    def pids(self) -> list[int]:
-        """Every process in every group below."""
+    def kill(self) -> None:
+        """`Group.kill` of all of them."""
 
     def close(self) -> None:
         """Removes all groups, which must be empty by now, and the parent itself."""

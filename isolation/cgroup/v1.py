@@ -172,6 +172,9 @@ class V1Group:
     def is_frozen(self) -> bool:
         return "freezer" in self._dirs and _is_frozen(self._dirs["freezer"])
 
+    def kill(self) -> None:
+        files.kill_below(self._dirs.get("freezer", next(iter(self._dirs.values()))))
+
     def release(self) -> None:
         self._parent.take_back(self)
 
@@ -274,8 +277,8 @@ class V1Parent:
         with files.unless_gone():
             files.write(self._dirs["freezer"], "freezer.state", "THAWED")
 
-    def pids(self) -> list[int]:
-        return list(files.pids_below(self._dirs.get("freezer", next(iter(self._dirs.values())))))
+    def kill(self) -> None:
+        files.kill_below(self._dirs.get("freezer", next(iter(self._dirs.values()))))
 
     def close(self) -> None:
         for group in self._free:

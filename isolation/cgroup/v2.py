@@ -90,6 +90,9 @@ class V2Group:
     def is_frozen(self) -> bool:
         return files.keyed(self._text("cgroup.events")).get("frozen", 0) == 1
 
+    def kill(self) -> None:
+        files.kill_below(self._dir)
+
     def release(self) -> None:
         self._parent.take_back(self)
 
@@ -151,8 +154,8 @@ class V2Parent:
         with files.unless_gone():
             files.write(self._dir, "cgroup.freeze", 0)
 
-    def pids(self) -> list[int]:
-        return list(files.pids_below(self._dir))
+    def kill(self) -> None:
+        files.kill_below(self._dir)
 
     def close(self) -> None:
         self.tidy()
