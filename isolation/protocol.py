@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import json
 import os
 import re
@@ -143,7 +144,8 @@ def decode(data: bytes) -> Message:
     if data.startswith((packed.STARTED_MARK, packed.ENDED_MARK)):
         return packed.unpack(data, VERSION, is_id)
     try:
-        version, kind, fields = json.loads(data)
+        # Decoded here: the module guesses at other encodings, whose codecs the spawner could not load any more.
+        version, kind, fields = json.loads(data.decode())
     except (ValueError, TypeError, RecursionError) as error:
         raise ProtocolError(f"not a message: {error}") from None
     if version != VERSION:
@@ -160,7 +162,7 @@ def decode(data: bytes) -> Message:
 def find_id(data: bytes) -> str | None:
     """The sandbox that a request is about, as far as it can be read at all."""
     with contextlib.suppress(ValueError, TypeError, KeyError, IndexError, RecursionError):
-        found = data[1:].decode() if data.startswith(MEMFD_MARK) else json.loads(data)[2]["spec"]["id"]
+        found = data[1:].decode() if data.startswith(MEMFD_MARK) else json.loads(data.decode())[2]["spec"]["id"]
         if isinstance(found, str) and is_id(found):
             return found
     return None
@@ -368,8 +370,9 @@ class Received:
 
     data: bytes
     fds: tuple[int, ...]
-    #: Descriptors were sent that this process had no room for (EMFILE); `fds` is then empty.
-    is_cut: bool = False
+    #: Not 0: what was sent along had no room in this process, for want of descriptors (EMFILE) or memory (ENOMEM);
+    #: `fds` is then empty.
+    cut_by: int = 0
 
 
 #: What a body that cannot be read stands for: no message, and not the end of the socket.
@@ -390,14 +393,18 @@ def receive(sock: socket.socket) -> Received:
     in_memfd = data.startswith(MEMFD_MARK)
     if flags & socket.MSG_CTRUNC or (in_memfd and not fds):
         close_all(tuple(fds))
-        return Received(data, (), is_cut=True)
+        return Received(data, (), cut_by=errno.EMFILE)
     if not in_memfd:
         return Received(data, tuple(fds))
     body = fds.pop(0)
     try:
-        return Received(os.pread(body, BODY_BYTES_MAX, 0) or _NOTHING, tuple(fds))
+        size = min(os.fstat(body).st_size, BODY_BYTES_MAX)
+        return Received(os.pread(body, size, 0) or _NOTHING, tuple(fds))
     except OSError:  # no memfd: a directory, a socket
         return Received(_NOTHING, tuple(fds))
+    except MemoryError:
+        close_all(tuple(fds))
+        return Received(data, (), cut_by=errno.ENOMEM)
     finally:
         os.close(body)
 

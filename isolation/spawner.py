@@ -278,7 +278,7 @@ class Spawner:
         """Launches, or reports why not; the descriptors stay the caller's."""
         sandbox_id = ""
         try:
-            sandbox_id = (protocol.find_id(received.data) or "") if received.is_cut else ""
+            sandbox_id = (protocol.find_id(received.data) or "") if received.cut_by else ""
             spec, stdio = _read_launch(received)
             sandbox_id = spec.id
             self._launch(spec, stdio)
@@ -463,8 +463,9 @@ class Spawner:
 
 def _read_launch(received: protocol.Received) -> tuple[SandboxSpec, tuple[int, int, int]]:
     """Raises ProtocolError, StepFailed."""
-    if received.is_cut:
-        raise StepFailed("receive", errno.EMFILE, "", "the spawner has no descriptors left")
+    if received.cut_by:
+        what = "descriptors" if received.cut_by == errno.EMFILE else "memory"
+        raise StepFailed("receive", received.cut_by, "", f"the spawner has no {what} left for this request")
     message = protocol.decode(received.data)
     if not isinstance(message, protocol.Launch):
         raise ProtocolError(f"{type(message).__name__} is not for the request socket")
