@@ -88,7 +88,7 @@ def exec_from_a_thread() -> None:
 
 
 def thread_outlives_main() -> None:
-    """The first thread ends, the process does not; its status is that of the thread which ends last (Linux 5.17 and later)."""
+    """The first thread ends, the process does not; its status is the last one's (Linux 5.17 and later)."""
 
     def later() -> None:
         time.sleep(0.5)
