@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from isolation.config import FIRST_UID, UID_COUNT
+from isolation.config import FIRST_UID, UID_COUNT, SpawnerConfig
+from isolation.shown import SHOWN_IN_VAR
 from isolation.spec import SCRATCH_DIR
-from tests.isolation_live.conftest import PATH, Runner, names_in
+from tests.isolation_live.conftest import PATH, Runner, names_in, running
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.isolation
@@ -122,6 +125,52 @@ async def test_what_is_hidden_is_empty(runner: Runner) -> None:
     assert (await runner.run("ls", "-A", "/sys/fs/cgroup")).stdout == ""
 
 
+async def test_of_var_only_what_belongs_to_programs(runner: Runner) -> None:
+    """Services keep their state and their sockets there."""
+    shown = (await runner.sh("cd /var && ls -A && ls -Ad lib/* cache/*")).stdout.split()
+    assert set(shown) <= {"cache", "lib", "lock", "run", "tmp", *SHOWN_IN_VAR}
+    assert (await runner.sh("echo x >/var/tmp/x && cat /tmp/x")).stdout == "x\n"
+
+
+CONNECT = """
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+try:
+    s.connect(sys.argv[1])
+    print("connected")
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.usefixtures("root")
+async def test_sockets_in_shown_places(config: SpawnerConfig) -> None:
+    """Covered if they are there when the node starts. The one that comes later shows that the cover is needed, and
+    what it does not do."""
+    place = Path("/opt") / f"pilfer-test-{config.host_id[-8:]}"
+    place.mkdir()
+    early, late = (socket.socket(socket.AF_UNIX) for _ in range(2))
+    try:
+        _listen(early, place / "early")
+        async for runner in running(config):
+            _listen(late, place / "late")
+            said = [
+                (await runner.run("/usr/bin/python3", "-c", CONNECT, str(place / n))).stdout for n in ("early", "late")
+            ]
+            assert said == ["Connection refused\n", "connected\n"]
+            assert (await runner.run("stat", "-c", "%F", str(place / "early"))).stdout == "character special file\n"
+    finally:
+        early.close()
+        late.close()
+        shutil.rmtree(place)
+
+
+def _listen(listener: socket.socket, path: Path) -> None:
+    listener.bind(str(path))
+    path.chmod(0o777)
+    listener.listen()
+
+
 async def test_the_scratch_of_others_is_out_of_reach(runner: Runner) -> None:
     other = await runner.start("sh", "-c", "echo secret >mine; echo there; sleep 60", says="there")
     result = await runner.sh("ls -laR /.pilfer /.pilfer-empty /home; cat /.pilfer/*/mine")
@@ -180,8 +229,6 @@ async def test_network_none_has_loopback_only(runner: Runner) -> None:
 
 
 async def test_abstract_sockets_of_the_host_are_out_of_reach(runner: Runner) -> None:
-    import socket
-
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("\0pilfer-test-abstract")
         listener.listen()
