@@ -1,0 +1,70 @@
+"""Lives through worlds, and tells what went wrong in one.
+
+python -m tests.simulation --seeds 1-300 [--jobs 2] [--stop]
+python -m tests.simulation --seed 17 --story
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterable
+
+from tests.simulation.world import SMALL, Verdict, simulate
+
+
+def _range(text: str) -> range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=_range, default=range(1, 301), help="FIRST-LAST")
+    parser.add_argument("--seed", type=int, help="one world alone")
+    parser.add_argument("--story", action="store_true", help="tell what happened")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--stop", action="store_true", help="at the first flaw")
+    options = parser.parse_args()
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        # The order of sets of strings must be that of the seed, too.
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "tests.simulation", *sys.argv[1:]],
+            {**os.environ, "PYTHONHASHSEED": "0"},
+        )
+    logging.disable()  # the nodes' own lines: a story has the times of the world
+    if options.seed is not None:
+        code = _tell([simulate(options.seed, SMALL, with_story=options.story)], stop=False)
+        sys.stdout.flush()
+        os._exit(code)  # what is left of the world is not ended in order (loop.run)
+    began = time.monotonic()
+    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=20) as pool:
+        code = _tell(pool.imap(simulate, options.seeds), stop=options.stop)
+    print(f"{len(options.seeds)} seeds in {time.monotonic() - began:.1f} s")
+    return code
+
+
+def _tell(verdicts: Iterable[Verdict], *, stop: bool) -> int:
+    broken = runs = transitions = 0
+    for verdict in verdicts:
+        runs += verdict.runs
+        transitions += verdict.transitions
+        for line in verdict.story:
+            print(line)
+        if verdict.flaws:
+            broken += 1
+            print(f"seed {verdict.seed}: {len(verdict.flaws)} flaws; {verdict.flaws[0]}")
+            print(f"    again: python -m tests.simulation --seed {verdict.seed} --story")
+            if stop:
+                break
+    print(f"{broken} worlds with flaws; {runs} runs, {transitions} transitions")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

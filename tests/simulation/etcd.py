@@ -1,0 +1,112 @@
+"""A host's way to etcd: a link that may be slow, cut, or lose an answer, and an etcd that may have no leader.
+
+The fake etcd of the tests keeps the data; here is only what happens on the way, which is what differs between hosts. A
+request is applied when it arrives, by nobody's process: also when its sender is paused or dead by then. A link that is
+cut holds what is under way, as TCP does; a sender that gives up meanwhile closes the connection, and what it had sent
+arrives then, or never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from etcd.errors import OutcomeUnknown, StoreError, StoreUnavailable
+from tests.simulation.loop import of_nobody
+from tests.support.fake_etcd import FakeEtcd
+
+if TYPE_CHECKING:
+    from tests.simulation.network import Link
+
+T = TypeVar("T")
+
+#: Half a round trip where nothing is wrong; drawn anew each time.
+HALF_TRIP_S = (0.0002, 0.002)
+
+
+class SimEtcd(FakeEtcd):
+    """One client of etcd, on one host."""
+
+    def __init__(self, link: Link, chance: Random) -> None:
+        super().__init__(link.store)
+        self._link = link
+        self._chance = chance
+        self.latency = self._half_trip
+        link.add(self)
+
+    async def close(self) -> None:
+        await super().close()
+        self._link.remove(self)
+
+    def _half_trip(self) -> float:
+        return self._chance.uniform(*HALF_TRIP_S) * self._link.slowness
+
+    def _set_timer(self) -> None:
+        """Leases run out by etcd's own clock: `Link` belongs to no process."""
+
+    async def _call(
+        self, method: str, argument: object, act: Callable[[], T], timeout_s: float, *, is_write: bool
+    ) -> T:
+        """As the fake's own, but the request is applied by etcd, and not by its sender."""
+        self.calls.append(method)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        request = _Request(self, act, answer)
+        of_nobody(request.arrive, delay_s=self._half_trip())
+        try:
+            async with asyncio.timeout(timeout_s):
+                result: T = await answer
+                return result
+        except TimeoutError:
+            error = OutcomeUnknown if is_write else StoreUnavailable
+            raise error(f"simulated: {method}: no answer within {timeout_s:g} s") from None
+        finally:
+            request.sender_left()
+
+
+class _Request:
+    """One request on its way, and its answer on its way back."""
+
+    def __init__(self, client: SimEtcd, act: Callable[[], object], answer: asyncio.Future[Any]) -> None:
+        self._client = client
+        self._act = act
+        self._answer = answer
+        self._is_left = False
+        self._is_lost = False
+
+    def arrive(self) -> None:
+        link = self._client._link
+        if self._is_lost:
+            return
+        if not link.carries:
+            link.held.append(self.arrive)
+            return
+        try:
+            result, error = self._act(), None
+        except StoreError as refused:
+            result, error = None, refused
+        if link.loses_answer():
+            return
+        of_nobody(self._answered, result, error, delay_s=self._client._half_trip())
+
+    def _answered(self, result: object, error: StoreError | None) -> None:
+        link = self._client._link
+        if not link.carries:
+            link.held.append(lambda: self._answered(result, error))
+            return
+        if self._answer.done():
+            return
+        if error is not None:
+            self._answer.set_exception(error)
+        else:
+            self._answer.set_result(result)
+
+    def sender_left(self) -> None:
+        """Answered, or given up: then what has not arrived yet may never arrive."""
+        if not self._is_left:
+            self._is_left = True
+            self._is_lost = not self._answer.done() and self._client._chance.random() < 0.5
+            with contextlib.suppress(asyncio.InvalidStateError):
+                self._answer.cancel()

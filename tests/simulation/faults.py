@@ -1,0 +1,210 @@
+"""What befalls a world: each fault is drawn with its moment, its place and its length, and is undone again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from random import Random
+
+from tests.simulation.clock import monotonic
+from tests.simulation.host import Host
+from tests.simulation.loop import of_nobody
+from tests.simulation.network import Cluster
+
+#: After a fault is undone, its host counts as disturbed for so long: pings, retries, a look every 5 s.
+AFTERMATH_S = 8.0
+
+
+class Faults:
+    """Draws and undoes them."""
+
+    def __init__(self, hosts: list[Host], cluster: Cluster, chance: Random, tell: Callable[[str], None]) -> None:
+        self._hosts = hosts
+        self._cluster = cluster
+        self._chance = chance
+        self._tell = tell
+        self._kinds: list[Callable[[Host], Callable[[], None] | None]] = [
+            self._kill_node,
+            self._kill_node,
+            self._pause_node,
+            self._kill_spawner,
+            self._pause_spawner,
+            self._cut,
+            self._cut,
+            self._lose_answers,
+            self._slow,
+            self._reset_connections,
+            self._stop_node,
+            self._jump_clock,
+            self._lose_leader,
+            self._compact,
+            self._fill_up,
+        ]
+        #: Hosts that something befalls now, with how many things.
+        self._troubled: dict[str, int] = {}
+
+    async def run(self, count: int, within_s: float) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(self._one(self._chance.uniform(0.0, 0.9 * within_s)))
+            group.create_task(asyncio.sleep(within_s))
+
+    async def _one(self, at_s: float) -> None:
+        await asyncio.sleep(at_s)
+        host = self._chance.choice(self._hosts)
+        undo = self._chance.choice(self._kinds)(host)
+        self._disturb(host, 1)
+        await asyncio.sleep(self._chance.choice([0.05, 0.7, 3.0, 7.0, 14.0]) * self._chance.uniform(0.3, 1.0))
+        if undo is not None:
+            undo()
+        self._disturb(host, -1)
+
+    def _disturb(self, host: Host, by: int) -> None:
+        left = self._troubled[host.name] = self._troubled.get(host.name, 0) + by
+        host.calm_since = float("inf") if left else monotonic() + AFTERMATH_S
+
+    def heal(self) -> None:
+        """Everything, at once."""
+        if not self._cluster.has_leader:
+            self._cluster.elect()
+        self._cluster.store.disarm()
+        for host in self._hosts:
+            host.link.is_cut, host.link.loss, host.link.slowness = False, 0.0, 1.0
+            self._resume(host)
+            if not host.is_up:
+                host.start()
+
+    def _resume(self, host: Host) -> None:
+        if host.node is not None:
+            host.node.process.resume()
+        for spawner in host.spawners:
+            spawner.process.resume()
+
+    # Kinds
+
+    def _kill_node(self, host: Host) -> Callable[[], None] | None:
+        if not host.is_up:
+            return None
+        host.kill()
+        return lambda: None if host.is_up else host.start()
+
+    def _stop_node(self, host: Host) -> Callable[[], None] | None:
+        """SIGTERM, a second one perhaps, and a start."""
+        node = host.node
+        if node is None or not host.is_up:
+            return None
+        self._tell(f"{host.name} is told to stop")
+        node.process.call_later(0.0, node.stop.set)
+        if self._chance.random() < 0.3:
+            node.process.call_later(self._chance.uniform(0.0, 3.0), node.hurry.set)
+
+        def again() -> None:
+            if host.node is node:
+                if host.is_up:
+                    host.kill()
+                host.start()
+
+        return again
+
+    def _pause_node(self, host: Host) -> Callable[[], None] | None:
+        node = host.node
+        if node is None or not host.is_up:
+            return None
+        self._tell(f"{host.name}: node paused")
+        node.process.pause()
+
+        def resume() -> None:
+            self._tell(f"{host.name}: node goes on")
+            node.process.resume()
+
+        return resume
+
+    def _kill_spawner(self, host: Host) -> Callable[[], None] | None:
+        if host.node is not None and host.is_up:
+            self._tell(f"{host.name}: spawner killed")
+            host.node.spawner.die()
+        return None
+
+    def _pause_spawner(self, host: Host) -> Callable[[], None] | None:
+        if host.node is None or not host.is_up:
+            return None
+        process = host.node.spawner.process
+        self._tell(f"{host.name}: spawner paused")
+        process.pause()
+
+        def resume() -> None:
+            self._tell(f"{host.name}: spawner goes on")
+            process.resume()
+
+        return resume
+
+    def _cut(self, host: Host) -> Callable[[], None]:
+        self._tell(f"{host.name} is cut off")
+        host.link.is_cut = True
+
+        def heal() -> None:
+            self._tell(f"{host.name} is connected again")
+            host.link.is_cut = False
+
+        return heal
+
+    def _lose_answers(self, host: Host) -> Callable[[], None]:
+        host.link.loss = self._chance.choice([0.1, 0.5])
+        self._tell(f"{host.name}: {host.link.loss:.0%} of all answers are lost")
+
+        def heal() -> None:
+            host.link.loss = 0.0
+
+        return heal
+
+    def _slow(self, host: Host) -> Callable[[], None]:
+        host.link.slowness = self._chance.choice([10.0, 100.0, 800.0])
+        self._tell(f"{host.name}: etcd is {host.link.slowness:g} times as far")
+
+        def heal() -> None:
+            host.link.slowness = 1.0
+
+        return heal
+
+    def _reset_connections(self, host: Host) -> None:
+        self._tell(f"{host.name}: connections are reset")
+        host.link.break_connections()
+
+    def _jump_clock(self, host: Host) -> None:
+        by_s = self._chance.choice([-3600.0, -5.0, 5.0, 3600.0])
+        self._tell(f"{host.name}: the wall clock jumps by {by_s:g} s")
+        host.wall_offset[0] += by_s
+
+    def _lose_leader(self, _host: Host) -> None:
+        if not self._cluster.has_leader:
+            return
+        self._tell("etcd has no leader")
+        for host in self._hosts:
+            self._disturb(host, 1)
+        self._cluster.lose_leader()
+        of_nobody(self._elect, delay_s=self._chance.uniform(0.3, 2.5))
+
+    def _elect(self) -> None:
+        if not self._cluster.has_leader:
+            self._tell("etcd has a leader again")
+            self._cluster.elect()
+        for host in self._hosts:
+            self._disturb(host, -1)
+
+    def _compact(self, _host: Host) -> None:
+        self._tell("etcd is compacted")
+        self._cluster.store.compact(self._cluster.store.revision)
+
+    def _fill_up(self, _host: Host) -> Callable[[], None]:
+        self._tell("etcd has no space")
+        self._cluster.store.has_no_space_alarm = True
+        for host in self._hosts:
+            self._disturb(host, 1)
+
+        def heal() -> None:
+            self._tell("etcd has space again")
+            self._cluster.store.disarm()
+            for host in self._hosts:
+                self._disturb(host, -1)
+
+        return heal

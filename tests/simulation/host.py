@@ -1,0 +1,240 @@
+"""A host: its data directory, and the node that runs on it, if one does.
+
+The node is the real one from the lease to the requeue: Lives, Incarnation, Claimer, Runner, OwnKeys, Sweeper, Drains,
+LeaseKeeper, the store and its batcher. Left out are gRPC, etcd's process, files, and the session's thread, whose
+coroutines run on the node's own loop. `SimNode.run` follows `node/assembly.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from random import Random
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+from etcd import codec, keys
+from etcd.batcher import Batcher
+from etcd.errors import StoreError
+from etcd.identity import Identity
+from etcd.store import TaskStore
+from node.cluster.drains import Drains
+from node.cluster.host_record import host_of
+from node.cluster.lease_keeper import LeaseKeeper
+from node.cluster.session import Session
+from node.core.model import Capacity, Node
+from node.incarnation import Surroundings
+from node.lives import Lives
+from node.running.admission import Admission
+from node.running.logs import LogStore
+from node.running.runner import RunContext
+from node.running.supervised_spawner import SupervisedSpawner
+from tests.simulation import clock
+from tests.simulation.loop import Process
+from tests.simulation.network import Cluster, Link
+from tests.simulation.sandboxes import SimSpawner, Watcher
+
+if TYPE_CHECKING:
+    from tests.simulation.etcd import SimEtcd
+
+LEASE_TTL_S = 5.0
+STOP_WAIT_S = 2.0
+
+
+class SimSession:
+    """As `node.cluster.session.Session`, on the node's loop."""
+
+    def __init__(self, keeper: LeaseKeeper) -> None:
+        self._keeper = keeper
+        self._keeping: asyncio.Task[str] | None = None
+
+    @property
+    def lease_id(self) -> int:
+        return self._keeper.lease_id
+
+    @property
+    def is_at_risk(self) -> bool:
+        return self._keeper.is_at_risk
+
+    async def open(self, timeout_s: float) -> Identity:
+        identity = await self._keeper.join(timeout_s)
+        self._keeping = asyncio.create_task(self._keeper.keep(), name="session")
+        return identity
+
+    async def wait_lost(self) -> str:
+        assert self._keeping is not None
+        return await asyncio.shield(self._keeping)
+
+    async def close(self, revoke: bool = True) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
+        await self._keeper.leave(revoke=revoke)
+
+
+class SimLogs:
+    """Log files that nobody reads."""
+
+    def open(self, _task_id: str, _attempt: int) -> SimpleNamespace:
+        return SimpleNamespace(stdout=-1, stderr=-1)
+
+    async def settle(self, _task_id: str, _attempt: int) -> None:
+        await asyncio.sleep(0)
+
+
+@dataclass
+class LastRun:
+    """incarnation.json."""
+
+    lease_id: int
+
+
+class SimNode:
+    """One run of `node start`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.process = Process(f"node of {host.name}")
+        self.spawner = SimSpawner(host.id, self.process, host.watcher, host.chance)
+        self.stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self.task = self.process.start(self._run())
+
+    async def _run(self) -> None:
+        clock.wall_offset.set(self._host.wall_offset)
+        # The spawner's start: nothing of an earlier run is left when it is ready.
+        await asyncio.sleep(self._host.chance.uniform(0.05, 0.3))
+        self._host.end_leftovers(but=self.spawner)
+        async with self._store() as (etcd, store):
+            await self._end_last_run(etcd)
+            drains = Drains(etcd)
+            async with asyncio.TaskGroup() as group:
+                background = [
+                    group.create_task(drains.run(), name="drains"),
+                    group.create_task(self.spawner.supervise(), name="spawner"),
+                ]
+                try:
+                    await drains.wait_known()
+                    lives = Lives(
+                        self._surroundings(etcd, store, drains),
+                        lambda: cast(Session, SimSession(self._keeper())),
+                        on_begin=self._remember,
+                    )
+                    drains.on_change = lambda: lives.set_drained(drains.drained)
+                    await lives.begin()
+                    await lives.run(self.stop, self.hurry)
+                finally:
+                    for task in background:
+                        task.cancel()
+        self.spawner.end_all()
+
+    @contextlib.asynccontextmanager
+    async def _store(self) -> AsyncIterator[tuple[SimEtcd, TaskStore]]:
+        etcd = self._host.link.client()
+        async with Batcher(etcd, random=Random(self._host.chance.getrandbits(64))) as batcher:
+            yield etcd, TaskStore(batcher, etcd)
+        await etcd.close()
+
+    async def _end_last_run(self, etcd: SimEtcd) -> None:
+        if self._host.last_run is not None:
+            with contextlib.suppress(StoreError):
+                await etcd.lease_revoke(self._host.last_run.lease_id)
+
+    def _surroundings(self, etcd: SimEtcd, store: TaskStore, drains: Drains) -> Surroundings:
+        host = self._host
+        admission = Admission((), (), allow_host_network=False)
+        return Surroundings(
+            etcd=etcd,
+            store=store,
+            spawner=cast(SupervisedSpawner, self.spawner),
+            logs=cast(LogStore, SimLogs()),
+            context=RunContext(host.id, 1, host.capacity.memory_bytes, admission),
+            capacity=host.capacity,
+            queue_window=1000,
+            stop_wait_s=STOP_WAIT_S,
+            drained=lambda: drains.drained,
+        )
+
+    def _keeper(self) -> LeaseKeeper:
+        host = self._host
+        return LeaseKeeper(
+            host.link.client,
+            ttl_s=LEASE_TTL_S,
+            host_id=host.id,
+            record=lambda node_id: codec.encode_node(host.record(node_id)),
+            host=lambda node_id: host_of(host.record(node_id), last_seen=clock.wall()),
+            key=keys.node,
+            on_deadline=self.spawner.set_deadline,
+            clock=clock.monotonic,
+        )
+
+    def _remember(self, session: Session, _identity: Identity) -> None:
+        self._host.last_run = LastRun(session.lease_id)
+
+
+class Host:
+    """One machine."""
+
+    def __init__(
+        self,
+        name: str,
+        host_id: str,
+        cluster: Cluster,
+        watcher: Watcher,
+        chance: Random,
+        *,
+        capacity: Capacity,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.name = name
+        self.id = host_id
+        self.watcher = watcher
+        self.chance = chance
+        self.capacity = capacity
+        self._tell = tell
+        self.link = Link(cluster, chance)
+        #: Of the wall clock, ahead of the true time; a list, so that all of the host's contexts see it jump.
+        self.wall_offset = [0.0]
+        self.last_run: LastRun | None = None
+        self.node: SimNode | None = None
+        #: Of nodes that are dead: what they left may live on for a moment.
+        self._past: list[SimSpawner] = []
+        #: Since when nothing befalls this host; infinity while something does.
+        self.calm_since = 0.0
+
+    def record(self, node_id: str) -> Node:
+        return Node(node_id, self.id, self.name, self.capacity, "0", clock.EPOCH)
+
+    @property
+    def is_up(self) -> bool:
+        return self.node is not None and not self.node.process.is_dead and not self.node.task.done()
+
+    @property
+    def spawners(self) -> list[SimSpawner]:
+        """That of the node that runs, and those of the dead whose sandboxes may still be there."""
+        return [*self._past, *([self.node.spawner] if self.node is not None else [])]
+
+    def start(self) -> None:
+        self._tell(f"{self.name} starts")
+        if self.node is not None:
+            self._past.append(self.node.spawner)
+        self.node = SimNode(self)
+
+    def kill(self) -> None:
+        """kill -9 of the node process."""
+        node = self.node
+        if node is None or not self.is_up:
+            return
+        self._tell(f"{self.name} is killed")
+        node.process.kill()
+        self.link.abandon()
+        node.spawner.node_is_gone()
+
+    def end_leftovers(self, *, but: SimSpawner) -> None:
+        """What the spawner does before it is ready: it kills what earlier ones left, frozen or not."""
+        for spawner in self._past:
+            if spawner is not but:
+                spawner.end_all()
+        self._past = [spawner for spawner in self._past if spawner.commands]

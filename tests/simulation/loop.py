@@ -1,0 +1,158 @@
+"""Processes on one event loop: each may be paused or killed between any two of its steps.
+
+Whatever is scheduled on the loop belongs to the process in whose context it was scheduled (a context variable, which
+tasks and their callbacks inherit). What belongs to a paused process waits until it goes on; what belongs to a dead one
+never runs again, `finally` blocks neither: that is kill -9. What belongs to none (the kernel, the network, etcd, the
+world) always runs.
+
+Time is virtual: when everything waits, the clock jumps. Order is that of scheduling, and sets of asyncio tasks are
+ordered by their making, so that one seed is one story.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from tests.support.virtual_time import VirtualLoop
+
+T = TypeVar("T")
+
+_process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class Process:
+    """One operating system process."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_dead = False
+        self.is_paused = False
+        self._context = contextvars.copy_context()
+        self._context.run(_process.set, self)
+        #: What came due while it was paused, in order.
+        self._held: list[tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]] = []
+
+    def start(self, program: Coroutine[Any, Any, T], name: str = "") -> asyncio.Task[T]:
+        """A task of this process."""
+        loop = asyncio.get_running_loop()
+        return self._context.copy().run(lambda: loop.create_task(program, name=name or self.name))
+
+    def call_later(self, delay_s: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
+        """A step of this process; from anywhere."""
+        return asyncio.get_running_loop().call_later(delay_s, callback, *args, context=self._context.copy())
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.is_paused = False
+        held, self._held = self._held, []
+        for callback, args, context in held:
+            asyncio.get_running_loop().call_soon(callback, *args, context=context)
+
+    def kill(self) -> None:
+        """SIGKILL: from now on nothing of it runs."""
+        self.is_dead = True
+        self._held.clear()
+
+    def hold(self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context) -> None:
+        """For the loop."""
+        self._held.append((callback, args, context))
+
+
+def of_nobody(callback: Callable[..., object], *args: object, delay_s: float = 0.0) -> asyncio.TimerHandle:
+    """A step that belongs to no process."""
+    return asyncio.get_running_loop().call_later(delay_s, callback, *args, context=contextvars.Context())
+
+
+class _OrderedTask(asyncio.Task[Any]):
+    """Its place in sets follows from its making, and not from its address."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._number = next(_OrderedTask._numbers)  # first: asyncio puts it into a set at once
+        super().__init__(*args, **kwargs)
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class SimLoop(VirtualLoop):
+    """A loop on which processes live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_task_factory(self._make_task)
+        #: All that were ever made. Those of a dead process never end, and must not be collected: Python would run their
+        #: `finally` blocks.
+        self._tasks: list[asyncio.Task[Any]] = []
+        #: What went wrong where nobody waits for it.
+        self.errors: list[str] = []
+        self.set_exception_handler(lambda _loop, context: self.errors.append(_words(context)))
+
+    def _make_task(self, _loop: asyncio.AbstractEventLoop, program: Any, **options: Any) -> asyncio.Task[Any]:
+        task = _OrderedTask(program, loop=self, **options)
+        self._tasks.append(task)
+        return task
+
+    def call_soon(  # type: ignore[override]  # typeshed's own is generic in the arguments
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        context = context or contextvars.copy_context()
+        process = context.get(_process)
+        if process is None:
+            return super().call_soon(callback, *args, context=context)
+        return super().call_soon(self._step, process, callback, args, context, context=context)
+
+    def call_at(  # type: ignore[override]  # as above
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        context = context or contextvars.copy_context()
+        process = context.get(_process)
+        if process is None:
+            return super().call_at(when, callback, *args, context=context)
+        return super().call_at(when, self._step, process, callback, args, context, context=context)
+
+    def _step(
+        self, process: Process, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context
+    ) -> None:
+        if process.is_dead:
+            return
+        if process.is_paused:
+            process.hold(callback, args, context)
+        else:
+            callback(*args)
+
+
+def _words(context: dict[str, Any]) -> str:
+    error = context.get("exception")
+    return f"{context.get('message')}: {error!r}" if error is not None else str(context.get("message"))
+
+
+#: Worlds that are over, with all that was under way in them; see `run`.
+_over: list[SimLoop] = []
+
+
+def run(program: Coroutine[Any, Any, T]) -> T:
+    """Lives until the program ends, and leaves everything else as it is at that moment, for good.
+
+    So it is for processes of its own, which end by `os._exit`: what is left cannot be ended in order, since much of it is
+    dead already.
+    """
+    loop = SimLoop()
+    _over.append(loop)
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(program)
+    finally:
+        asyncio.set_event_loop(None)

@@ -1,0 +1,322 @@
+"""Deliberate defects, each a small change of the code, with what it does. The simulation must notice every one.
+
+    python -m tests.simulation.mutants [--seeds 300] [--only NAME]
+
+Each is applied to a copy of the packages, and the copy lives through worlds until one of them has a flaw. A mutant that
+survives them all is a hole in the simulation, or a guard that nobody needs: both are worth knowing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+#: What the simulation runs; the rest of the tree is linked.
+_COPIED = ("node", "etcd", "isolation", "pilfer", "tests")
+LIMIT_S = 900.0
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One defect: in `path`, `before` becomes `after`. `before` stands there exactly once."""
+
+    name: str
+    path: str
+    before: str
+    after: str
+
+
+_TRANSITIONS = "etcd/transitions.py"
+_SWEEPER = "node/cluster/sweeper.py"
+_KEEPER = "node/cluster/lease_keeper.py"
+_INCARNATION = "node/incarnation.py"
+_RUNNER = "node/running/runner.py"
+_CLAIMER = "node/running/claimer.py"
+_OWN_KEYS = "node/running/own_keys.py"
+_HOST = "tests/simulation/host.py"
+_SANDBOXES = "tests/simulation/sandboxes.py"
+
+MUTANTS = (
+    # guards
+    Mutant(
+        "a claim does not compare the record's mod_revision",
+        _TRANSITIONS,
+        "guards=(Guard.RECORD_UNCHANGED, Guard.QUEUED_PRESENT, Guard.NODE_MINE),",
+        "guards=(Guard.NODE_MINE,),",
+    ),
+    Mutant(
+        "a claim does not look whether its node lives",
+        _TRANSITIONS,
+        "guards=(Guard.RECORD_UNCHANGED, Guard.QUEUED_PRESENT, Guard.NODE_MINE),",
+        "guards=(Guard.RECORD_UNCHANGED, Guard.QUEUED_PRESENT),",
+    ),
+    Mutant(
+        "an owner's write does not look whether its node lives",
+        _TRANSITIONS,
+        "_AS_OWNER = (Guard.RECORD_UNCHANGED, Guard.CLAIM_MINE, Guard.NODE_MINE)",
+        "_AS_OWNER = (Guard.RECORD_UNCHANGED, Guard.CLAIM_MINE)",
+    ),
+    Mutant(
+        "an owner's write compares nothing but its node",
+        _TRANSITIONS,
+        "_AS_OWNER = (Guard.RECORD_UNCHANGED, Guard.CLAIM_MINE, Guard.NODE_MINE)",
+        "_AS_OWNER = (Guard.NODE_MINE,)",
+    ),
+    Mutant(
+        "a requeue does not look whether the owner is gone",
+        _TRANSITIONS,
+        "guards=(Guard.RECORD_UNCHANGED, Guard.RUNNING_PRESENT, Guard.OWNER_GONE),",
+        "guards=(Guard.RECORD_UNCHANGED, Guard.RUNNING_PRESENT),",
+    ),
+    Mutant(
+        "a requeue does not compare the record",
+        _TRANSITIONS,
+        "guards=(Guard.RECORD_UNCHANGED, Guard.RUNNING_PRESENT, Guard.OWNER_GONE),",
+        "guards=(Guard.OWNER_GONE,),",
+    ),
+    Mutant(
+        "a cancel of a queued task does not compare the record",
+        _TRANSITIONS,
+        "guards=(Guard.RECORD_UNCHANGED, Guard.QUEUED_PRESENT),\n        writes=_MOVE,\n        reads=(Read.RECORD,),",
+        "guards=(),\n        writes=_MOVE,\n        reads=(Read.RECORD,),",
+    ),
+    Mutant(
+        "a request to cancel does not touch the running key",
+        _TRANSITIONS,
+        "writes=(Write.TOUCH_RUNNING, Write.RECORD),",
+        "writes=(Write.RECORD,),",
+    ),
+    Mutant(
+        "a move leaves the old index key",
+        _TRANSITIONS,
+        "_MOVE = (Write.REMOVE_INDEX, Write.ADD_INDEX, Write.RECORD)",
+        "_MOVE = (Write.ADD_INDEX, Write.RECORD)",
+    ),
+    Mutant(
+        "a submit writes over what is there",
+        _TRANSITIONS,
+        "guards=(Guard.RECORD_ABSENT,),",
+        "guards=(),",
+    ),
+    # the lifecycle
+    Mutant(
+        "a requeue forgets that a cancel was asked for",
+        "etcd/store.py",
+        "after = lifecycle.requeue(seen.task, now=now)",
+        'after = lifecycle.requeue(__import__("dataclasses").replace(seen.task, cancel_requested=False), now=now)',
+    ),
+    # the fence
+    Mutant(
+        "the deadline lies after the end of the lease",
+        "node/core/fence.py",
+        "MARGIN_S = 0.5",
+        "MARGIN_S = -3.0",
+    ),
+    Mutant(
+        "the deadline counts from the answer, not from the sending",
+        _KEEPER,
+        "if fence.answered(lane, answer.ttl_s):\n                            self._on_deadline(fence.deadline)",
+        "if fence.answered(lane, answer.ttl_s):\n                            self._on_deadline(self._clock() + self._ttl_s)",
+    ),
+    Mutant(
+        "answers are taken for the newest ping",
+        "node/core/fence.py",
+        "sent_at = state.open_pings.popleft()",
+        "sent_at = state.open_pings.pop()",
+    ),
+    Mutant(
+        "a lost lease kills nothing",
+        _INCARNATION,
+        "self._around.spawner.fence()\n",
+        "pass\n",
+    ),
+    Mutant(
+        "a new life begins while the last one's commands may live",
+        _INCARNATION,
+        "await _first_of(gone, hurried, timeout_s=FENCE_MAX_S)\n",
+        "return\n",
+    ),
+    Mutant(
+        "the lease is revoked while commands may live",
+        "node/lives.py",
+        "await self._close(revoke=incarnation.is_gone)",
+        "await self._close(revoke=True)",
+    ),
+    Mutant(
+        "the deadline of a lease is never told",
+        _KEEPER,
+        "if fence.answered(lane, answer.ttl_s):\n                            self._on_deadline(fence.deadline)",
+        "if fence.answered(lane, answer.ttl_s):\n                            pass",
+    ),
+    # watches and sweeps
+    Mutant(
+        "a watch begins without a listing",
+        "etcd/watch.py",
+        "yield Listing(listed.kvs, listed.revision)",
+        "yield Listing((), listed.revision)",
+    ),
+    Mutant(
+        "a watch begins a revision late",
+        "etcd/watch.py",
+        "start_revision=listed.revision + 1",
+        "start_revision=listed.revision + 2",
+    ),
+    Mutant(
+        "nobody sweeps at the start or on a tick",
+        _SWEEPER,
+        "if left or not self._is_swept or (is_tick and is_tick_mine(self._live, self._identity.node_id)):",
+        "if False:",
+    ),
+    Mutant(
+        "what a node left is not looked at",
+        _SWEEPER,
+        "self._gone.setdefault(node_id, _Gone(now))",
+        "pass",
+    ),
+    # claims
+    Mutant(
+        "a claim without an answer is taken for a failed one",
+        _CLAIMER,
+        "unknown.append((offer, seen))",
+        "self._lost(offer)",
+    ),
+    Mutant(
+        "an end without an answer is not written again",
+        _RUNNER,
+        "while not self.is_lost:",
+        "for _ in range(1):",
+    ),
+    Mutant(
+        "claims are booked nowhere",
+        _CLAIMER,
+        "if not self._ledger.take(task_id, offer.requirements):",
+        "if False:",
+    ),
+    Mutant(
+        "what is released was never there",
+        _RUNNER,
+        "        self._ledger.release(run.task.id)\n        if run.sandbox is not None:",
+        "        if run.sandbox is not None:",
+    ),
+    Mutant(
+        "a cancel that comes before the claim's answer is forgotten",
+        _OWN_KEYS,
+        "version = self._touched.pop(claim.task.id, None)",
+        "version = None",
+    ),
+    Mutant(
+        "a touched key is not looked at, and never compared",
+        _OWN_KEYS,
+        "if seen.task.cancel_requested:",
+        "if False:",
+    ),
+    Mutant(
+        "a claim that nobody here knows is left alone",
+        _OWN_KEYS,
+        "await self._give_back(task_id, fence_revision)",
+        "pass",
+    ),
+    Mutant(
+        "a stop does not give back what it runs",
+        _INCARNATION,
+        "        await self._drain(lost, hurry)",
+        "        pass",
+    ),
+    # hosts, and the instruments themselves
+    Mutant(
+        "two nodes of one host may live beside each other",
+        "node/cluster/host_record.py",
+        "if seen.record is not None:\n        compares.append",
+        "if False:\n        compares.append",
+    ),
+    Mutant(
+        "a start clears nothing that was left",
+        _HOST,
+        "self._host.end_leftovers(but=self.spawner)",
+        "pass",
+    ),
+    Mutant(
+        "a spawner ignores the deadline",
+        _SANDBOXES,
+        "        if self._deadline == deadline:\n            for command in list(self.commands.values()):\n                command.freeze()",
+        "        return",
+    ),
+    Mutant(
+        "commands outlive a node that was killed",
+        _SANDBOXES,
+        "self.process.call_later(self._chance.uniform(*ORPHANS_DIE_S), self.end_all)",
+        "pass",
+    ),
+    Mutant(
+        "a thaw comes before the kill",
+        _SANDBOXES,
+        '        self._is_closed = True\n        for command in list(self.commands.values()):\n            command.end("fence")',
+        '        self._is_closed = True\n        for command in list(self.commands.values()):\n            command.thaw()\n            self.process.call_later(0.001, command.end, "fence")',
+    ),
+)
+
+
+def run_mutant(mutant: Mutant, seeds: int) -> tuple[str | None, float]:
+    """The first flaw, None where it survives; and the seconds that took."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="pilfer-mutant-") as directory:
+        place = Path(directory)
+        for package in _COPIED:
+            shutil.copytree(ROOT / package, place / package, ignore=shutil.ignore_patterns("__pycache__"))
+        apply(mutant, place)
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.simulation", "--seeds", f"1-{seeds}", "--stop", "--jobs", "1"],
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": str(place), "PYTHONHASHSEED": "0"},
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+    took_s = time.monotonic() - began
+    if done.returncode == 0:
+        return None, took_s
+    flaws = [line for line in done.stdout.splitlines() if line.startswith("seed ")]
+    return (flaws[0] if flaws else f"it broke: {done.stderr.strip().splitlines()[-1:]}"), took_s
+
+
+def apply(mutant: Mutant, place: Path) -> None:
+    """Raises ValueError where the code is not as the mutant knows it: then the mutant is to be brought up to date."""
+    path = place / mutant.path
+    text = path.read_text()
+    if text.count(mutant.before) != 1:
+        raise ValueError(f"{mutant.name}: {mutant.path} has its text {text.count(mutant.before)} times")
+    path.write_text(text.replace(mutant.before, mutant.after))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=300, help="worlds that each mutant must not survive")
+    parser.add_argument("--only", default="", help="mutants with this in their name")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if options.only in mutant.name]
+    survivors = 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for mutant, (flaw, took_s) in zip(
+            chosen, pool.map(lambda m: run_mutant(m, options.seeds), chosen), strict=True
+        ):
+            survivors += flaw is None
+            print(f"{'SURVIVES' if flaw is None else 'killed':9} {took_s:6.1f} s  {mutant.name}", flush=True)
+            if flaw is not None:
+                print(f"{'':19}{flaw[:160]}", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutants killed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

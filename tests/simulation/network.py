@@ -1,0 +1,118 @@
+"""The links between hosts and etcd, and what befalls etcd as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from tests.simulation.etcd import SimEtcd
+from tests.simulation.loop import of_nobody
+from tests.support.fake_store import FakeStore
+
+
+class Cluster:
+    """etcd, as all hosts see it: its data, whether it has a leader, and its clock."""
+
+    #: How often leases are looked at; etcd does so each 500 ms.
+    TICK_S = 0.1
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.store = FakeStore()
+        self.links: list[Link] = []
+        self.has_leader = True
+        self._now = now
+        self._tick()
+
+    def _tick(self) -> None:
+        if self.has_leader:
+            self.store.expire(self._now())
+        of_nobody(self._tick, delay_s=self.TICK_S)
+
+    def lose_leader(self) -> None:
+        """Nobody is answered until there is another one."""
+        self.has_leader = False
+        for link in self.links:
+            link.refresh()
+
+    def elect(self) -> None:
+        """A new leader knows of no ping: every lease begins anew."""
+        for lease in self.store._leases.values():
+            lease.expires_at = self._now() + lease.ttl_s
+        self.has_leader = True
+        for link in self.links:
+            link.refresh()
+
+
+class Link:
+    """One host's way to etcd."""
+
+    def __init__(self, cluster: Cluster, chance: Random) -> None:
+        self._cluster = cluster
+        self._chance = chance
+        self._is_cut = False
+        #: Of the time that each way takes.
+        self.slowness = 1.0
+        #: Of writes and reads alike: the answer is lost, the request was applied.
+        self.loss = 0.0
+        #: What waits at the cut, in order.
+        self.held: list[Callable[[], None]] = []
+        self._clients: list[SimEtcd] = []
+        cluster.links.append(self)
+
+    @property
+    def store(self) -> FakeStore:
+        return self._cluster.store
+
+    @property
+    def carries(self) -> bool:
+        """Whether anything gets through."""
+        return not self._is_cut and self._cluster.has_leader
+
+    @property
+    def is_cut(self) -> bool:
+        return self._is_cut
+
+    @is_cut.setter
+    def is_cut(self, is_cut: bool) -> None:
+        self._is_cut = is_cut
+        self.refresh()
+
+    def loses_answer(self) -> bool:
+        return self.loss > 0 and self._chance.random() < self.loss
+
+    def client(self) -> SimEtcd:
+        return SimEtcd(self, self._chance)
+
+    def break_connections(self) -> None:
+        """As a connection that is reset: lease streams end, watches resume."""
+        for client in list(self._clients):
+            client.break_streams()
+
+    def abandon(self) -> None:
+        """The process that had these clients is dead: its connections are closed by the kernel."""
+        for client in self._clients:
+            for watch in client.watches:
+                self.store.listeners.remove(watch.wake)
+            client.watches.clear()
+            client.lease_streams.clear()
+        # What it had sent stays on its way: the kernel sends it on.
+        self._clients.clear()
+
+    def refresh(self) -> None:
+        """The cut, or etcd's leader, has changed."""
+        for client in self._clients:
+            client.is_cut = not self.carries
+        if self.carries:
+            held, self.held = self.held, []
+            for step in held:
+                of_nobody(step, delay_s=self._chance.uniform(0.0, 0.01))
+
+    # For SimEtcd
+
+    def add(self, client: SimEtcd) -> None:
+        self._clients.append(client)
+        client.is_cut = not self.carries
+
+    def remove(self, client: SimEtcd) -> None:
+        if client in self._clients:
+            self._clients.remove(client)

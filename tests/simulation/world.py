@@ -1,0 +1,210 @@
+"""One world: hosts, an etcd, people who submit and cancel, faults, and the checkers. All of it drawn from one seed.
+
+A world has two halves. In the first, work comes in and faults befall hosts, processes, links and etcd. In the second
+nothing new happens and everything is healed; then every task must reach its end in bounded virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from random import Random
+
+from etcd import keys
+from etcd.batcher import Batcher
+from etcd.errors import StoreError
+from etcd.store import CancelStep, TaskStore
+from node.core import lifecycle
+from node.core.model import Capacity, Requirements, Task, TaskSpec
+from tests.simulation import clock, loop
+from tests.simulation.checks import Checks
+from tests.simulation.faults import Faults
+from tests.simulation.host import Host
+from tests.simulation.loop import SimLoop
+from tests.simulation.network import Cluster, Link
+
+#: From the end of the faults to the end of every task: leases, two TTLs of a host that waits for its own last one,
+#: retries, and the work itself.
+PATIENCE_S = 240.0
+CANCEL_SLACK_S = 2.0
+CALL_S = 20.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a world is."""
+
+    hosts: int = 3
+    tasks: int = 10
+    #: Of the first half, in virtual seconds.
+    troubled_s: float = 25.0
+    faults: int = 8
+
+
+SMALL = Size()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one world."""
+
+    seed: int
+    flaws: tuple[str, ...]
+    #: What happened, line by line; empty unless it was asked for or there are flaws.
+    story: tuple[str, ...]
+    runs: int
+    virtual_s: float
+    transitions: int
+
+
+class World:
+    """Made on its own loop."""
+
+    def __init__(self, seed: int, size: Size) -> None:
+        self.chance = Random(seed)
+        self.size = size
+        self.story: list[str] = []
+        self.checks = Checks(self.tell)
+        self.cluster = Cluster(clock.monotonic)
+        self.cluster.store.listeners.append(self.checks.changed)
+        self.hosts = [self._host(number) for number in range(size.hosts)]
+        #: People's own way to etcd: through some node that is well, which is not simulated.
+        self._link = Link(self.cluster, self.chance)
+        self.submitted: list[str] = []
+        self._ids = Random(seed + 1)
+
+    def _host(self, number: int) -> Host:
+        cpu = self.chance.choice([1.0, 2.0, 4.0])
+        host = Host(
+            f"h{number}",
+            f"00000000-0000-4000-8000-{number:012d}",
+            self.cluster,
+            self.checks,
+            Random(self.chance.getrandbits(64)),
+            capacity=Capacity(cpu, 1 << 34),
+            tell=self.tell,
+        )
+        self.checks.capacity[host.id] = cpu
+        return host
+
+    def tell(self, words: str) -> None:
+        self.story.append(f"{clock.monotonic() - 1000:8.3f}  {words}")
+
+    async def run(self) -> None:
+        for host in self.hosts:
+            host.start()
+        faults = Faults(self.hosts, self.cluster, self.chance, self.tell)
+        async with self._people() as store:
+            async with asyncio.TaskGroup() as first_half:
+                first_half.create_task(faults.run(self.size.faults, self.size.troubled_s))
+                for _ in range(self.size.tasks):
+                    first_half.create_task(self._task(store))
+            self.tell("all is healed")
+            faults.heal()
+            await self._wait_ended()
+        running = asyncio.get_running_loop()
+        assert isinstance(running, SimLoop)
+        errors = [f"{host.name}: {error!r}" for host in self.hosts if (error := _broken(host)) is not None]
+        self.checks.finish(self.submitted, [*running.errors, *errors])
+
+    @contextlib.asynccontextmanager
+    async def _people(self) -> AsyncIterator[TaskStore]:
+        etcd = self._link.client()
+        async with Batcher(etcd, random=Random(self.chance.getrandbits(64))) as batcher:
+            yield TaskStore(batcher, etcd)
+
+    async def _wait_ended(self) -> None:
+        until = clock.monotonic() + PATIENCE_S
+        while clock.monotonic() < until:
+            if all(task.status.is_terminal for task in self.checks.history.tasks.values()):
+                return
+            await asyncio.sleep(0.5)
+
+    # People
+
+    async def _task(self, store: TaskStore) -> None:
+        """Somebody submits a task, and perhaps changes his mind."""
+        await asyncio.sleep(self.chance.uniform(0.0, 0.8 * self.size.troubled_s))
+        task = lifecycle.submit(keys.new_task_id(clock.wall(), self._ids), self._spec(), now=clock.wall())
+        if not await self._submit(store, task):
+            return
+        if self.chance.random() < 0.25:
+            await asyncio.sleep(self.chance.choice([0.0, 0.003, 0.01, 0.3, 3.0]) * self.chance.random())
+            await self._cancel(store, task)
+
+    def _spec(self) -> TaskSpec:
+        draw = self.chance
+        seconds = draw.choice([0.01, 0.3, 2.0, 8.0, 20.0]) * draw.uniform(0.5, 1.0)
+        args = [f"{seconds:.4f}", str(draw.choice([0, 0, 0, 1])), *(["deaf"] if draw.random() < 0.2 else [])]
+        return TaskSpec(
+            "sim",
+            tuple(args),
+            requirements=Requirements(cpu=draw.choice([0.5, 1.0, 1.0])),
+            grace_s=draw.choice([0.0, 0.5, 2.0]),
+            restart_on_node_loss=draw.random() < 0.85,
+            max_attempts=draw.choice([2, 5, 5, 5]),
+        )
+
+    async def _submit(self, store: TaskStore, task: Task) -> bool:
+        for _ in range(5):
+            try:
+                await store.submit(task, timeout_s=CALL_S)
+            except StoreError as error:
+                self.tell(f"submit of {task.id[-6:]} is not answered: {error}")
+                await asyncio.sleep(0.5)
+            else:
+                self.submitted.append(task.id)
+                self.tell(
+                    f"{task.id[-6:]} is submitted: {' '.join(task.spec.args)}, {task.spec.requirements.cpu:g} CPU"
+                )
+                return True
+        return False
+
+    async def _cancel(self, store: TaskStore, task: Task) -> None:
+        try:
+            canceled = await store.cancel(task.id, now=clock.wall(), timeout_s=CALL_S)
+        except StoreError:
+            return
+        self.tell(f"{task.id[-6:]} is canceled: {canceled.step.value}")
+        if canceled.step is CancelStep.REQUESTED:
+            limit_s = task.spec.grace_s + CANCEL_SLACK_S
+            loop.of_nobody(self._check_cancel, task.id, clock.monotonic(), limit_s, delay_s=limit_s)
+
+    def _check_cancel(self, task_id: str, asked_at: float, limit_s: float) -> None:
+        hosts = {host.id: host for host in self.hosts}
+        for command in self.checks.is_moving(task_id):
+            host = hosts[command.host_id]
+            if host.calm_since <= asked_at:
+                self.checks.add(
+                    "CancelIsObeyed", task_id, f"attempt {command.attempt} runs on {host.name} after {limit_s:g} s"
+                )
+
+
+def _broken(host: Host) -> BaseException | None:
+    """What ended its node, if that was no order."""
+    node = host.node
+    if node is None or node.process.is_dead or not node.task.done() or node.task.cancelled():
+        return None
+    return node.task.exception()
+
+
+def simulate(seed: int, size: Size = SMALL, *, with_story: bool = False) -> Verdict:
+    """Lives through one world."""
+    worlds: list[World] = []
+
+    async def whole() -> float:
+        with clock.virtual_world(Random(seed + 2)):
+            world = World(seed, size)
+            worlds.append(world)
+            began = clock.monotonic()
+            await world.run()
+            return clock.monotonic() - began
+
+    virtual_s = loop.run(whole())
+    (world,) = worlds
+    story = tuple(world.story) if with_story or world.checks.flaws else ()
+    return Verdict(
+        seed, tuple(world.checks.flaws), story, world.checks.runs, virtual_s, world.checks.history.transitions
+    )
