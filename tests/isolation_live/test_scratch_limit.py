@@ -97,6 +97,7 @@ async def test_what_a_task_may_try_instead(runner: Runner, script: str) -> None:
     assert result.ended.ended_by == "scratch"
 
 
+@pytest.mark.usefixtures("root")  # an ordinary user may not see what another process has mapped (proc(5), map_files)
 async def test_mapped_and_without_a_name(runner: Runner) -> None:
     """By mmap(2) itself: Python's mmap keeps a descriptor, which would be found."""
     script = (
