@@ -18,6 +18,7 @@ from isolation.spec import SandboxUsage
 from tests.hostile.harness import Hostile, Report
 from tests.isolation_live.conftest import Runner, with_limits
 from tests.support.require import require
+from tests.support.wait import patient
 
 pytestmark = pytest.mark.isolation
 
@@ -45,7 +46,7 @@ class Measured:
 async def measure(hostile: Hostile, kind: str, count: int, quota: float, seconds: float = SECONDS) -> Measured:
     idle, began = psutil.cpu_times().idle, time.monotonic()
     limits = with_limits(cpu=quota, pids=200)
-    report = await hostile.run("cpu", kind, str(count), str(seconds), limits=limits, timeout_s=60.0)
+    report = await hostile.run("cpu", kind, str(count), str(seconds), limits=limits, timeout_s=patient(60.0))
     assert report.exit_code == 0, report.stderr
     assert report.ended is not None
     spare = (psutil.cpu_times().idle - idle) / (time.monotonic() - began)
@@ -80,7 +81,7 @@ async def test_nobody_is_preferred(hostile: Hostile) -> None:
 async def test_a_greedy_task_leaves_a_modest_one_its_share(hostile: Hostile, runner: Runner) -> None:
     """Two hundred that want everything have one processor's worth; one beside them goes on."""
     greedy = asyncio.create_task(
-        hostile.run("cpu", "processes", "100", "3", limits=with_limits(cpu=1.0, pids=200), timeout_s=60.0)
+        hostile.run("cpu", "processes", "100", "3", limits=with_limits(cpu=1.0, pids=200), timeout_s=patient(60.0))
     )
     modest = "import time\nend = time.monotonic() + 2\nn = 0\nwhile time.monotonic() < end:\n  n += 1\nprint(n)"
     result = await runner.run("/usr/bin/python3", "-c", modest, limits=with_limits(cpu=1.0))
@@ -101,7 +102,9 @@ def needs_disk_io(runner: Runner) -> None:
 
 async def disk(hostile: Hostile, kind: str, mib: int, processes: int = 1, **limits: int) -> tuple[float, Report]:
     """Seconds that the attack took by its own clock."""
-    report = await hostile.run("disk", kind, str(mib), str(processes), limits=with_limits(**limits), timeout_s=100.0)
+    report = await hostile.run(
+        "disk", kind, str(mib), str(processes), limits=with_limits(**limits), timeout_s=patient(100.0)
+    )
     word, _, seconds = report.get(kind).partition(" ")
     assert word == "SUCCEEDED", (report.said, report.stderr)
     return float(seconds), report
@@ -149,7 +152,7 @@ async def test_the_next_task_is_not_held(hostile: Hostile, runner: Runner) -> No
 
 async def test_syncing_everything_again_and_again(hostile: Hostile, runner: Runner) -> None:
     """sync(2) is for everybody; what a task can cost others by it is bounded by its own processor time and io."""
-    storm = asyncio.create_task(hostile.run("disk", "sync_storm", "3", "1", timeout_s=60.0))
+    storm = asyncio.create_task(hostile.run("disk", "sync_storm", "3", "1", timeout_s=patient(60.0)))
     script = "for i in 1 2 3 4 5; do dd if=/dev/zero of=x bs=64k count=4 conv=fsync 2>/dev/null || exit 1; done"
     ended = (await runner.sh(script)).ended
     assert ended.exit_code == 0

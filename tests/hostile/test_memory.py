@@ -17,6 +17,7 @@ import pytest
 
 from tests.hostile.harness import Hostile, Report
 from tests.isolation_live.conftest import Runner, with_limits
+from tests.support.wait import patient
 
 pytestmark = pytest.mark.isolation
 
@@ -50,7 +51,7 @@ BOUNDED = [
 
 async def attack(hostile: Hostile, script: str, kind: str, limit: int) -> Report:
     limits = with_limits(memory_bytes=limit, pids=PROCESSES)
-    return await hostile.run(script, kind, str(WANTED_MIB), limits=limits, timeout_s=100.0, grace_s=0.0)
+    return await hostile.run(script, kind, str(WANTED_MIB), limits=limits, timeout_s=patient(100.0), grace_s=0.0)
 
 
 async def both(hostile: Hostile, script: str, kind: str) -> tuple[Report, Report]:

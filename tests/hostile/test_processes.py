@@ -20,7 +20,7 @@ from tests.hostile.harness import Hostile
 from tests.hostile.weaken import weakened
 from tests.isolation_live.conftest import Runner, with_limits
 from tests.isolation_live.test_fencing import boottime, is_frozen
-from tests.support.wait import wait_until
+from tests.support.wait import patient, wait_until
 
 pytestmark = pytest.mark.isolation
 
@@ -28,7 +28,7 @@ FEW, MANY = 30, 300
 #: Processes that each attack on the end of a task makes.
 COUNT = 20
 #: For the kernel to be done with a handful of processes, on a machine that has much else to do.
-PATIENCE_S = 20.0
+PATIENCE_S = patient(20.0)
 
 
 def processes_of(sandbox: Sandbox) -> set[int]:

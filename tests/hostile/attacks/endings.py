@@ -15,7 +15,7 @@ ROUND = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 
 _X86 = os.uname().machine == "x86_64"
 SYS_EXIT = 60 if _X86 else 93
-LIMIT_S = 100
+LIMIT_S = 1000
 AGAIN = [sys.executable, "-S", "-B", *sys.argv[:2]]
 
 
