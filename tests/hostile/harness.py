@@ -27,6 +27,7 @@ from uuid import uuid4
 from isolation.client import Sandbox
 from isolation.spec import BindMount, Ended, SandboxSpec
 from tests.isolation_live.conftest import PATH, Runner, text
+from tests.support.guest import in_guest
 from tests.support.require import require
 from tests.support.wait import wait_until
 
@@ -156,14 +157,9 @@ async def ordinary(attack: str, *args: str, share: Path | None = None) -> Report
     return await asyncio.to_thread(_run_apart, (*_APART, *_WITH_PROCESSES), command, share)
 
 
-def is_guest() -> bool:
-    """Whether this machine is the guest of tests/guest, which is thrown away."""
-    return "pilfer.guest" in Path("/proc/cmdline").read_text().split()
-
-
 async def as_root(attack: str, *args: str) -> Report:
     """Runs it to its end as root, in the guest alone; skips the test everywhere else."""
-    require("guest", is_there=is_guest(), reason="only the guest may be attacked by root (make test-v2)")
+    require("guest", is_there=in_guest(), reason="only the guest may be attacked by root (make test-v2)")
     command = (*PYTHON, f"/mnt/attacks/{attack}.py", *args)
     return await asyncio.to_thread(_run_apart, (*_APART, *_WITH_PROCESSES), command, None, "0")
 
