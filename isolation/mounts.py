@@ -98,7 +98,13 @@ class View:
         wanted = (*self._late_shares, *mounts)
         made: list[Attachment] = []
         try:
-            made.extend(self._attachment(mount) for mount in wanted)
+            for mount in wanted:
+                attachment = self._attachment(mount)
+                # The child makes them as root, and must make nothing in a directory of the host's: where a target lies
+                # in a mount, it is there or the mount fails.
+                if any(_is_below(attachment.target, earlier.target) for earlier in made):
+                    attachment = replace(attachment, parents=())
+                made.append(attachment)
         except BaseException:
             for attachment in made:
                 os.close(attachment.fd)
