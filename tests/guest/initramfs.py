@@ -26,6 +26,7 @@ MODULES = (
     "veth",
     "bridge",
     "loop",
+    "quota_v2",
 )
 
 _DIRECTORIES = ("bin", "dev", "host", "layer", "modules", "new", "proc", "sys")

@@ -14,8 +14,9 @@ from pathlib import Path
 from isolation import client, protocol
 from isolation.client import SpawnerConfig
 from isolation.spec import Ended, HostReport, Limits, SandboxSpec, Started
+from tests.support.wait import patient
 
-PATIENCE_S = 20.0
+PATIENCE_S = patient(20.0)
 
 
 class RawSpawner:

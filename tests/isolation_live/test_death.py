@@ -20,7 +20,7 @@ from isolation.errors import HostLacks, SandboxFailed, SpawnerDied
 from tests.isolation_live.conftest import Runner, running
 from tests.isolation_live.test_fencing import boottime, is_frozen
 from tests.support.leaks import cgroups_of
-from tests.support.wait import wait_until, wait_until_sync
+from tests.support.wait import patient, wait_until, wait_until_sync
 
 pytestmark = pytest.mark.isolation
 
@@ -181,7 +181,7 @@ def test_node_killed(config: SpawnerConfig, *, frozen: bool) -> None:
         node.stdout.close()
     began = time.monotonic()
     wait_until_sync(lambda: not is_alive(pid) and not is_alive(spawner_pid), 5)
-    assert time.monotonic() - began < 2  # 1 s is promised; the test's machine may be busy
+    assert time.monotonic() - began < patient(2)  # 1 s is promised; the test's machine may be busy
     assert cgroups_of(config.host_id) == []
     assert list(config.scratch_root.iterdir()) == []
 

@@ -12,7 +12,7 @@ import pytest
 from isolation.errors import SandboxFailed
 from isolation.spec import Ended
 from tests.isolation_live.conftest import Runner, text
-from tests.support.wait import wait_until
+from tests.support.wait import patient, wait_until
 
 pytestmark = pytest.mark.isolation
 
@@ -103,7 +103,7 @@ async def test_stop_of_a_frozen_one_takes_effect_without_a_further_step(runner: 
 async def test_a_stopped_spawner_does_not_stop_the_fence(runner: Runner) -> None:
     """The second fence: PID 1 of each sandbox reads the deadline itself."""
     sandbox = await runner.start("sleep", "60")
-    runner.spawner.set_deadline(boottime() + 2)
+    runner.spawner.set_deadline(boottime() + max(2, patient(0.5)))
     await runner.run("/bin/true")  # when it has ended, the deadline has been read
     pid = sandbox.started.pid
     os.kill(runner.spawner.pid, signal.SIGSTOP)

@@ -20,7 +20,7 @@ from tests.isolation_live.conftest import PATH, require_freezer
 from tests.isolation_live.test_death import is_alive
 from tests.isolation_live.test_fencing import boottime, is_frozen
 from tests.support.leaks import cgroups_of
-from tests.support.wait import wait_until
+from tests.support.wait import patient, wait_until
 
 pytestmark = pytest.mark.isolation
 
@@ -74,8 +74,8 @@ async def test_a_stopped_spawner_is_replaced_and_its_tasks_are_gone(config: Spaw
             await wait_until(lambda: is_frozen(pid), what="frozen")
         os.kill(first, signal.SIGSTOP)
         with pytest.raises(SpawnerDied):
-            await asyncio.wait_for(ended, 30)
-        await asyncio.wait_for(spawner.wait_clean(), 30)
+            await asyncio.wait_for(ended, patient(30))
+        await asyncio.wait_for(spawner.wait_clean(), patient(30))
         assert not is_alive(first)
         assert not is_alive(pid)
         assert spawner.pid != first
