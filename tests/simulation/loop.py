@@ -146,8 +146,8 @@ _over: list[SimLoop] = []
 def run(program: Coroutine[Any, Any, T]) -> T:
     """Lives until the program ends, and leaves everything else as it is at that moment, for good.
 
-    So it is for processes of its own, which end by `os._exit`: what is left cannot be ended in order, since much of it is
-    dead already.
+    So it is for processes of its own, which end by `os._exit`: what is left cannot be ended in order, since much of it
+    is dead already.
     """
     loop = SimLoop()
     _over.append(loop)

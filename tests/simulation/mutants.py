@@ -44,6 +44,9 @@ _CLAIMER = "node/running/claimer.py"
 _OWN_KEYS = "node/running/own_keys.py"
 _HOST = "tests/simulation/host.py"
 _SANDBOXES = "tests/simulation/sandboxes.py"
+_TELL = "if fence.answered(lane, answer.ttl_s):\n                            "
+_EACH = "        for command in list(self.commands.values()):\n            "
+_LATER = "            self.process.call_later(0.001, "
 
 MUTANTS = (
     # guards
@@ -124,8 +127,8 @@ MUTANTS = (
     Mutant(
         "the deadline counts from the answer, not from the sending",
         _KEEPER,
-        "if fence.answered(lane, answer.ttl_s):\n                            self._on_deadline(fence.deadline)",
-        "if fence.answered(lane, answer.ttl_s):\n                            self._on_deadline(self._clock() + self._ttl_s)",
+        _TELL + "self._on_deadline(fence.deadline)",
+        _TELL + "self._on_deadline(self._clock() + self._ttl_s)",
     ),
     Mutant(
         "answers are taken for the newest ping",
@@ -154,8 +157,8 @@ MUTANTS = (
     Mutant(
         "the deadline of a lease is never told",
         _KEEPER,
-        "if fence.answered(lane, answer.ttl_s):\n                            self._on_deadline(fence.deadline)",
-        "if fence.answered(lane, answer.ttl_s):\n                            pass",
+        _TELL + "self._on_deadline(fence.deadline)",
+        _TELL + "pass",
     ),
     # watches and sweeps
     Mutant(
@@ -247,8 +250,8 @@ MUTANTS = (
     Mutant(
         "a spawner ignores the deadline",
         _SANDBOXES,
-        "        if self._deadline == deadline:\n            for command in list(self.commands.values()):\n                command.freeze()",
-        "        return",
+        "command.freeze()",
+        "pass",
     ),
     Mutant(
         "commands outlive a node that was killed",
@@ -259,8 +262,8 @@ MUTANTS = (
     Mutant(
         "a thaw comes before the kill",
         _SANDBOXES,
-        '        self._is_closed = True\n        for command in list(self.commands.values()):\n            command.end("fence")',
-        '        self._is_closed = True\n        for command in list(self.commands.values()):\n            command.thaw()\n            self.process.call_later(0.001, command.end, "fence")',
+        "self._is_closed = True\n" + _EACH + 'command.end("fence")',
+        "self._is_closed = True\n" + _EACH + "command.thaw()\n" + _LATER + 'command.end, "fence")',
     ),
 )
 
