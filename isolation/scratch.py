@@ -18,6 +18,9 @@ import stat
 from collections import deque
 from pathlib import Path
 
+from isolation import quota
+from isolation.scratch_policy import Space, default_bytes, limit_of
+
 TRASH = ".trash"
 SPARE = ".spare"
 
@@ -27,19 +30,29 @@ SPARES_MAX = 64
 #: Entries removed in one step: about a millisecond.
 STEP_ENTRIES = 64
 
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
 
 class ScratchRoot:
     """The directory that holds them all; names are sandbox ids."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, limit_bytes: int | None = None) -> None:
+        """limit_bytes: what each directory may hold; None: a quarter of the file system. Raises OSError."""
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        found = os.fstatvfs(self.fd)
+        self.limit_bytes = limit_bytes or default_bytes(found.f_blocks * found.f_frsize)
+        #: None: the file system bounds nothing, and the directories are watched alone.
+        self._projects = quota.find(self.fd)
+        self._project_of: dict[str, int] = {}
         with contextlib.suppress(FileExistsError):
             os.mkdir(TRASH, 0o700, dir_fd=self.fd)
         self._spares: list[tuple[str, int]] = []
         self._trash = os.open(TRASH, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
         self._next = 0
         self._queue: deque[str] = deque()
+        #: Trash that could not be removed.
+        self._stubborn: list[str] = []
         # What an earlier run left: emptied like anything else.
         with os.scandir(self._trash) as entries:
             self._queue.extend(entry.name for entry in entries)
@@ -50,8 +63,25 @@ class ScratchRoot:
         os.mkdir(SPARE, 0o700, dir_fd=self.fd)
         self._spare = os.open(SPARE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
 
-    def make(self, name: str, uid: int, gid: int) -> None:
-        """An empty directory of that owner. Raises OSError."""
+    def make(self, name: str, uid: int, gid: int, wanted_bytes: int | None = None) -> None:
+        """An empty directory of that owner, bounded where the file system can do that. wanted_bytes: what it may hold,
+        where that is less than each may. Raises OSError."""
+        self._make(name, uid, gid)
+        if self._projects is not None:
+            try:
+                self._bound(self._projects, name, limit_of(wanted_bytes, self.limit_bytes))
+            except OSError:
+                self._throw(name, self.fd)
+                raise
+
+    def _bound(self, projects: quota.Projects, name: str, limit: Space) -> None:
+        fd = os.open(name, _DIRECTORY, dir_fd=self.fd)
+        try:
+            self._project_of[name] = projects.bound(fd, limit)
+        finally:
+            os.close(fd)
+
+    def _make(self, name: str, uid: int, gid: int) -> None:
         if not self._spares:
             os.mkdir(name, 0o700, dir_fd=self.fd)
             os.chown(name, uid, gid, dir_fd=self.fd)
@@ -66,6 +96,9 @@ class ScratchRoot:
 
         may_keep: nobody else can have been given a descriptor of it, by which he could look into the next one's.
         """
+        self._unbound(name)
+        self._queue.extend(self._stubborn)
+        self._stubborn.clear()
         try:
             if not may_keep or len(self._spares) >= SPARES_MAX or not self._keep(name):
                 os.rmdir(name, dir_fd=self.fd)
@@ -74,14 +107,23 @@ class ScratchRoot:
         except OSError:
             self._throw(name, self.fd)
 
+    def _unbound(self, name: str) -> None:
+        """What is left in it counts until it is removed, against nothing."""
+        project = self._project_of.pop(name, None)
+        if project is not None and self._projects is not None:
+            with contextlib.suppress(OSError):  # of a project that is never used again
+                self._projects.release(project)
+
     def _keep(self, name: str) -> bool:
         """Makes it a spare if nothing tells it from a new one. Raises OSError."""
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        fd = os.open(name, _DIRECTORY, dir_fd=self.fd)
         try:
             # An attribute, also an access list, would be a message from one task to the next.
             found = os.fstat(fd)
             if stat.S_IMODE(found.st_mode) != 0o700 or _attributes(fd) or not _is_empty(fd):
                 return False
+            if self._projects is not None:
+                quota.set_project(fd, 0)
         finally:
             os.close(fd)
         self._next += 1
@@ -111,8 +153,9 @@ class ScratchRoot:
             if self._empty_one(name):
                 self._queue.popleft()
         except OSError:
-            # A broken file system must not stop the spawner; the next start tries again.
-            self._queue.popleft()
+            # A broken file system, or a task that was lent the directory and fills it while it is emptied: neither must
+            # hold the spawner up. Tried again when the next sandbox is gone, which may be that task's.
+            self._stubborn.append(self._queue.popleft())
         return not self._queue
 
     def _empty_one(self, name: str) -> bool:

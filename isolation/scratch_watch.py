@@ -51,18 +51,18 @@ class ScratchWatch:
         pids_of: Callable[[str], list[int]],
         on_over: Callable[[str, str], None],
         clock: Callable[[], float],
-        limit_bytes: int | None = None,
+        limit_bytes: int,
     ) -> None:
         """root_fd: the directory that has them, by name. proc_fd: the host's /proc. pids_of: the processes of a
         sandbox. on_over: called with a name and words when it is to be ended. clock: seconds that only rise.
-        limit_bytes: of each; None: a quarter of the file system. Raises OSError."""
+        limit_bytes: of each. Raises OSError."""
         self._root_fd = root_fd
         self._proc_fd = proc_fd
         self._pids_of = pids_of
         self._on_over = on_over
         self._clock = clock
         found = os.fstatvfs(root_fd)
-        self.limit_bytes = limit_bytes or policy.default_bytes(found.f_blocks * found.f_frsize)
+        self._limit_bytes = limit_bytes
         self._last_free = Space(found.f_bfree * found.f_frsize, found.f_ffree)
         #: All and only directories whose sandboxes live, oldest first.
         self._watched: dict[str, _Watched] = {}
@@ -70,7 +70,7 @@ class ScratchWatch:
 
     def add(self, name: str, wanted_bytes: int | None) -> None:
         """A new and empty directory. wanted_bytes: its own limit; more than each may have is as much."""
-        self._watched[name] = _Watched(policy.limit_of(wanted_bytes, self.limit_bytes), self._as_empty())
+        self._watched[name] = _Watched(policy.limit_of(wanted_bytes, self._limit_bytes), self._as_empty())
 
     def remove(self, name: str) -> None:
         """Its sandbox is gone; quiet where it is not watched."""

@@ -94,7 +94,8 @@ _PERSONALITIES = (0, 8, 0x20000, 0x20008, 0xFFFFFFFF, 0x40000)
 
 #: ioctl requests that reach beyond the descriptor they are made on: TIOCSTI and TIOCLINUX put words into the mouth of
 #: whoever uses the terminal; TIOCSETD loads line disciplines, a source of kernel bugs. Engines allow them.
-_IOCTLS_REFUSED = (0x5412, 0x541C, 0x5423)
+#: FS_IOC_SETFLAGS and FS_IOC_FSSETXATTR take a file out of its project, and so out of a quota (`quota.py`).
+_IOCTLS_REFUSED = (0x5412, 0x541C, 0x5423, 0x40086602, 0x401C5820)
 
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _NETLINK_ROUTE = 0
@@ -170,7 +171,7 @@ ALLOWED: tuple[tuple[str, str], ...] = (
         "linkat symlink symlinkat unlink unlinkat rename renameat renameat2 chmod fchmod fchmodat fchmodat2 chown "
         "fchown lchown fchownat umask utime utimes futimesat utimensat setxattr lsetxattr fsetxattr setxattrat "
         "getxattr lgetxattr fgetxattr getxattrat listxattr llistxattr flistxattr listxattrat removexattr "
-        "lremovexattr fremovexattr removexattrat file_getattr file_setattr statmount listmount",
+        "lremovexattr fremovexattr removexattrat file_getattr statmount listmount",
     ),
     (
         "memory; locked memory is bounded (isolation/privileges.py)",
@@ -231,6 +232,10 @@ REFUSED: tuple[tuple[str, str], ...] = (
         "name_to_handle_at open_by_handle_at fanotify_init fanotify_mark",
     ),
     (
+        "out of a project and its quota, as the ioctl that it is another way to",
+        "file_setattr",
+    ),
+    (
         "into other processes. Engines allow ptrace and process_vm_* since Linux 4.8: strace and gdb work in "
         "them, not here",
         "ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_getfd",
@@ -282,7 +287,8 @@ class _Answer:
     value: int
 
 
-_Label = int | _Answer
+#: A position, a final answer, or a look at arguments, which is put once for all who jump to it.
+_Label = int | _Answer | OneOf | AnyBit
 
 
 def _ranges(machine: str) -> list[tuple[int, Verdict]]:
@@ -300,10 +306,12 @@ def _ranges(machine: str) -> list[tuple[int, Verdict]]:
 
 
 class _Assembler:
-    """Instructions whose jumps are labels until all are there: a position, or a final answer (shared by all jumps)."""
+    """Instructions whose jumps are labels until all are there."""
 
     def __init__(self) -> None:
         self._code: list[tuple[int, _Label, _Label, int]] = []
+        #: Where each look at arguments begins; behind the tree, since jumps only go forward.
+        self._looks: dict[_Label, _Label] = {}
 
     def _reserve(self) -> int:
         self._code.append((_RET, 0, 0, 0))
@@ -321,7 +329,8 @@ class _Assembler:
     def put_tree(self, ranges: list[tuple[int, Verdict]]) -> _Label:
         """What decides among these ranges of the number in the accumulator."""
         if len(ranges) == 1:
-            return self.put_verdict(ranges[0][1])
+            verdict = ranges[0][1]
+            return verdict if isinstance(verdict, OneOf | AnyBit) else self.put_verdict(verdict)
         middle = len(ranges) // 2
         here = self._reserve()
         low, high = self.put_tree(ranges[:middle]), self.put_tree(ranges[middle:])
@@ -343,14 +352,21 @@ class _Assembler:
             self._code[test] = (code, then, otherwise if test == tests[-1] else test + 1, value)
         return first
 
+    def put_looks(self) -> None:
+        """The looks at arguments that the tree leads to, each once."""
+        wanted = [label for _, *labels, _ in self._code for label in labels if isinstance(label, OneOf | AnyBit)]
+        self._looks = {verdict: self.put_verdict(verdict) for verdict in dict.fromkeys(wanted)}
+
     def assemble(self) -> bytes:
         """The program, with one return at its end for each answer. Raises ValueError where a jump is too long."""
         labels = [label for _, if_true, if_false, _ in self._code for label in (if_true, if_false)]
         answers = sorted({label.value for label in labels if isinstance(label, _Answer)})
-        place = {value: len(self._code) + i for i, value in enumerate(answers)}
+        place: dict[_Label, _Label] = {_Answer(value): len(self._code) + i for i, value in enumerate(answers)}
+        place |= self._looks
 
         def distance(here: int, label: _Label) -> int:
-            length = (place[label.value] if isinstance(label, _Answer) else label) - here - 1
+            target = place.get(label, label)
+            length = target - here - 1 if isinstance(target, int) else -1
             if not 0 <= length <= _JUMP_MAX:
                 raise ValueError("a jump in the filter is too long")
             return length
@@ -377,4 +393,5 @@ def program(machine: str = "") -> bytes:
     code.put_check(_ARCHITECTURES[machine])
     code.put(_LD_W_ABS, _OFFSET_NR)
     code.put_tree(_ranges(machine))
+    code.put_looks()
     return code.assemble()
