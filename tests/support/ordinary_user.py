@@ -1,10 +1,12 @@
 """Runs a command as an ordinary user, who has nothing but what everybody may: `python -m tests.support.ordinary_user`.
 
-    python ordinary_user.py UID GID [--open PATH]... -- COMMAND...
+    python ordinary_user.py UID GID [--open PATH]... [--group DIRECTORY]... -- COMMAND...
 
 The command keeps the pid. What it needs may lie where only root may go (a Python below /root): so in a mount namespace
 of its own the way to each `--open` path is opened: the first directory on it that not everybody may enter is covered
 with an empty one, in which the path is bound again.
+
+It also enters control groups, which the user could not (`tests/support/delegated_groups.py`).
 
 This must not: be run by who is no root, or leave anything: its mounts go with its mount namespace.
 """
@@ -28,17 +30,25 @@ UID = GID = 54_321
 _OTHERS = stat.S_IROTH | stat.S_IXOTH
 
 
-def prefix(*more: Path, uid: int = UID, gid: int = GID) -> list[str]:
-    """What goes before a command; `more`: paths that it needs, beside this project, Python and what it is made of."""
+def prefix(*more: Path, groups: Sequence[Path] = ()) -> list[str]:
+    """What goes before a command; `more`: paths that it needs, beside this project, Python and what it is made of.
+    `groups`: directories of control groups that it enters."""
     needed = dict.fromkeys([ROOT, Path(sys.prefix), Path(sys.base_prefix), *more])
     opened = [word for path in needed for word in ("--open", str(path.resolve()))]
-    return [sys.executable, str(Path(__file__).resolve()), str(uid), str(gid), *opened, "--"]
+    entered = [word for group in groups for word in ("--group", str(group))]
+    return [sys.executable, str(Path(__file__).resolve()), str(UID), str(GID), *opened, *entered, "--"]
 
 
 def environment(home: Path) -> dict[str, str]:
     """Of such a command, but for what it is about."""
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-    return {"PATH": path, "HOME": str(home), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"}
+    return {
+        "PATH": path,
+        "HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LC_ALL": "C.UTF-8",
+    }
 
 
 def directory() -> Path:
@@ -53,8 +63,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("uid", type=int)
     parser.add_argument("gid", type=int)
     parser.add_argument("--open", type=Path, action="append", default=[])
+    parser.add_argument("--group", type=Path, action="append", default=[])
     parser.add_argument("command", nargs="+")
     given = parser.parse_args(arguments)
+    for group in given.group:
+        (group / "cgroup.procs").write_text("0")
     _open_ways(given.open)
     os.setgroups([])
     os.setresgid(given.gid, given.gid, given.gid)
