@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from isolation import client as isolation_client
 from tests.support.guest import in_guest
 from tests.support.leaks import Belongings
 from tests.support.require import require
@@ -27,6 +28,13 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No PILFER_* of the person who runs the tests: a node of theirs must never be met."""
     for name in [name for name in os.environ if name.startswith("PILFER_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _patience_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of our own that are never reached on a machine of the usual speed."""
+    for name in ("START_LIMIT_S", "CLOSE_LIMIT_S"):
+        monkeypatch.setattr(isolation_client, name, patient(getattr(isolation_client, name)))
 
 
 @pytest.fixture
