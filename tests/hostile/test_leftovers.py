@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from tests.isolation_live.conftest import names_in, running
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.isolation
+
+#: ioctl_iflags(2)
+_FS_IOC_SETFLAGS, _IMMUTABLE = 0x40086602, 0x10
 
 #: How a task finds things that nobody was in before.
 _NEW = {
@@ -101,3 +106,26 @@ async def test_no_log_file_carries_a_message(hostile: Hostile, logs: LogStore) -
             assert os.listxattr(fd) == []
             assert os.fstat(fd).st_blocks == 0
         await logs.settle(f"{number:032}", 1)
+
+
+async def test_what_cannot_be_removed_now_is_removed_later(hostile: Hostile, config: SpawnerConfig) -> None:
+    """Trash that withstands (a file that even root may not remove, as a task that writes on makes for moments) is tried
+    again when the next sandbox is gone, not only at the next start."""
+    sandbox = await hostile.runner.start("sh", "-c", "echo x >held; echo there; exec sleep 100", says="there")
+    held = os.open(config.scratch_root / sandbox.id / "held", os.O_RDONLY)
+    try:
+        fcntl.ioctl(held, _FS_IOC_SETFLAGS, struct.pack("l", _IMMUTABLE))
+    except OSError:
+        pytest.skip("this file system knows no immutable files")
+    try:
+        sandbox.kill()
+        await sandbox.wait()
+        assert (await hostile.runner.run("true")).ended.exit_code == 0
+        await wait_until(lambda: names_in(config.scratch_root) == [".spare", ".trash"])
+        assert names_in(config.scratch_root / ".trash") != []
+    finally:
+        fcntl.ioctl(held, _FS_IOC_SETFLAGS, struct.pack("l", 0))
+        os.close(held)
+        sandbox.kill()
+    await hostile.runner.run("true")
+    await wait_until(lambda: names_in(config.scratch_root / ".trash") == [], what="the trash is empty")
