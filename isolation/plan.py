@@ -32,6 +32,7 @@ import signal
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from isolation import _sandbox as sys_
 from isolation import kernel
@@ -81,30 +82,33 @@ def steps(spec: SandboxSpec, r: Resources) -> list[Step]:
     plan = [Step("cgroup", "", (0, sys_.SYS_write, fd, b"0", 1)) for fd in r.task_fds]
     if own is not None:
         plan += own.map_ids
-    plan.append(Step("cgroup namespace", "", (0, sys_.SYS_unshare, sys_.CLONE_NEWCGROUP)))
+    plan.append(_CGROUP_NAMESPACE)
     if r.network_fd is not None:
         plan.append(Step("network", "", (0, sys_.SYS_setns, r.network_fd, sys_.CLONE_NEWNET)))
     plan.append(_PROC)
-    plan += [_mount("proc", "/dev/null", f"/proc/{name}", "", flags=sys_.MS_BIND) for name in r.masked_in_proc]
+    plan += _masked(tuple(r.masked_in_proc))
     plan += _mounts(None if own is None else own.tmp_bytes)
     plan.append(_mount("scratch", f"{STAGE}/{spec.id}", SCRATCH_DIR, "", flags=sys_.MS_BIND))
     for attachment in r.attachments:
         plan += _attach(attachment)
-    plan.append(_mount("stage", EMPTY, STAGE, "", flags=sys_.MS_BIND))
+    plan.append(_STAGE)
     hostname = spec.id[:_HOSTNAME_MAX].encode()
     plan.append(Step("hostname", "", (0, sys_.SYS_sethostname, hostname, len(hostname))))
     plan += [Step("stdio", str(i), (0, sys_.SYS_dup3, fd, i, 0)) for i, fd in enumerate(r.stdio)]
-    plan.append(Step("stdio", "", (0, sys_.SYS_close_range, FREE_FD, _ALL_FDS, 0)))
+    plan.append(_CLOSE_THE_REST)
     if own is not None:
         plan += own.loopback
     plan += _identity(r)
     cwd = spec.cwd or SCRATCH_DIR
     plan.append(Step("chdir", cwd, (0, sys_.SYS_chdir, os.fsencode(cwd))))
-    program: list[int | bytes | list[int | bytes]] = [len(r.filter) // 8, r.filter]
-    plan.append(
-        Step("seccomp", "", (0, sys_.SYS_prctl, kernel.PR_SET_SECCOMP, kernel.SECCOMP_MODE_FILTER, program, 0, 0))
-    )
+    plan.append(_seccomp(r.filter))
     return plan
+
+
+@cache
+def _seccomp(filter_: bytes) -> Step:
+    program: list[int | bytes | list[int | bytes]] = [len(filter_) // 8, filter_]
+    return Step("seccomp", "", (0, sys_.SYS_prctl, kernel.PR_SET_SECCOMP, kernel.SECCOMP_MODE_FILTER, program, 0, 0))
 
 
 def _mount(name: str, source: str, target: str, fstype: str, *, flags: int, options: str = "") -> Step:
@@ -112,7 +116,14 @@ def _mount(name: str, source: str, target: str, fstype: str, *, flags: int, opti
     return Step(name, target, call)
 
 
-#: The same in every sandbox.
+# The same in every sandbox, and so made once: a launch makes half as many steps.
+_CGROUP_NAMESPACE = Step("cgroup namespace", "", (0, sys_.SYS_unshare, sys_.CLONE_NEWCGROUP))
+_STAGE = _mount("stage", EMPTY, STAGE, "", flags=sys_.MS_BIND)
+_CLOSE_THE_REST = Step("stdio", "", (0, sys_.SYS_close_range, FREE_FD, _ALL_FDS, 0))
+_LAST_OF_IDENTITY = (
+    Step("death signal", "", (0, sys_.SYS_prctl, kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)),
+    Step("death signal", "", (0, sys_.SYS_prctl, kernel.PR_SET_DUMPABLE, 0, 0, 0, 0)),
+)
 _PROC = _mount("proc", "proc", "/proc", "proc", flags=_NO_SET | sys_.MS_NOEXEC)
 _PTS = _mount(
     *("pts", "pts", "/dev/pts", "devpts"),
@@ -121,6 +132,11 @@ _PTS = _mount(
 )
 # Charged to the sandbox's memory, so it needs no size of its own where that is limited.
 _TMP = _mount("tmp", "tmp", "/tmp", "tmpfs", flags=_NO_SET, options="mode=1777")  # noqa: S108  (the sandbox's own)
+
+
+@cache
+def _masked(in_proc: tuple[str, ...]) -> list[Step]:
+    return [_mount("proc", "/dev/null", f"/proc/{name}", "", flags=sys_.MS_BIND) for name in in_proc]
 
 
 def _mounts(tmp_bytes: int | None) -> list[Step]:
@@ -156,8 +172,7 @@ def _identity(r: Resources) -> list[Step]:
     return [
         Step("limits", "descriptors", (0, sys_.SYS_prlimit64, 0, _RLIMIT_NOFILE, bounds, 0)),
         *(_user(r) if own is None else (*own.limits, *own.drop)),
-        Step("death signal", "", (0, sys_.SYS_prctl, kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)),
-        Step("death signal", "", (0, sys_.SYS_prctl, kernel.PR_SET_DUMPABLE, 0, 0, 0, 0)),
+        *_LAST_OF_IDENTITY,
     ]
 
 
