@@ -144,6 +144,11 @@ class ScratchRoot:
         os.rename(name, trash, src_dir_fd=dir_fd, dst_dir_fd=self._trash)
         self._queue.append(trash)
 
+    @property
+    def has_trash(self) -> bool:
+        """Whether `tidy` has something to do."""
+        return bool(self._queue)
+
     def tidy(self) -> bool:
         """One short step of removal; True when nothing is left to do."""
         if not self._queue:

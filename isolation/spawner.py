@@ -373,7 +373,8 @@ class Spawner:
         self._flush()
         for sandbox, _, _ in gone:
             self._launcher.release(sandbox)
-        self._has_trash = self._has_doomed = bool(gone) or self._has_trash  # `tidy` will tell
+        self._has_trash = self._scratch.has_trash
+        self._has_doomed = not self._parent.tidy()
 
     def _report_end(self, sandbox: Sandbox, status: int, used: resource.struct_rusage) -> None:
         del self._by_note[sandbox.note], self._by_id[sandbox.spec.id]

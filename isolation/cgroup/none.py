@@ -11,7 +11,6 @@ import contextlib
 import os
 import resource
 from collections.abc import Sequence
-from dataclasses import replace
 
 from isolation.cgroup import Stats, files
 from isolation.spec import Limits
@@ -24,12 +23,12 @@ _RSS_BYTES = 1024
 
 def at_least(stats: Stats, used: resource.struct_rusage) -> Stats:
     """The group's figures, and the kernel's own of the processes where the group has none."""
-    return replace(
-        stats,
+    return Stats(
         cpu_s=stats.cpu_s or used.ru_utime + used.ru_stime,
         memory_peak_bytes=stats.memory_peak_bytes or used.ru_maxrss * _RSS_BYTES,
         io_read_bytes=stats.io_read_bytes or used.ru_inblock * _BLOCK_BYTES,
         io_write_bytes=stats.io_write_bytes or used.ru_oublock * _BLOCK_BYTES,
+        oom_kills=stats.oom_kills,
     )
 
 
