@@ -29,6 +29,8 @@ SPARES_MAX = 64
 
 #: Entries removed in one step: about a millisecond.
 STEP_ENTRIES = 64
+#: What opening and removing a directory costs, in entries: directories nested without end have one each.
+_DIRECTORY_COSTS = 4
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -151,30 +153,33 @@ class ScratchRoot:
 
     def tidy(self) -> bool:
         """One short step of removal; True when nothing is left to do."""
-        if not self._queue:
-            return True
-        name = self._queue[0]
-        try:
-            if self._empty_one(name):
-                self._queue.popleft()
-        except OSError:
-            # A broken file system, or a task that was lent the directory and fills it while it is emptied: neither must
-            # hold the spawner up. Tried again when the next sandbox is gone, which may be that task's.
-            self._stubborn.append(self._queue.popleft())
+        budget = STEP_ENTRIES
+        while self._queue and budget > 0:
+            try:
+                removed = self._empty_one(self._queue[0])
+            except OSError:
+                # A broken file system, or a task that was lent the directory and fills it while it is emptied: neither
+                # must hold the spawner up. Tried again when the next sandbox is gone, which may be that task's.
+                removed = 0
+                self._stubborn.append(self._queue.popleft())
+            else:
+                if removed < STEP_ENTRIES:
+                    self._queue.popleft()
+            budget -= removed + _DIRECTORY_COSTS
         return not self._queue
 
-    def _empty_one(self, name: str) -> bool:
-        """Removes up to STEP_ENTRIES of one trash entry; True when it is gone."""
+    def _empty_one(self, name: str) -> int:
+        """Removes up to STEP_ENTRIES of one trash entry, and gives how many; less: it is gone."""
         try:
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._trash)
         except NotADirectoryError:
             os.unlink(name, dir_fd=self._trash)
-            return True
+            return 0
         except OSError as error:
             if isinstance(error, FileNotFoundError):
-                return True
+                return 0
             os.unlink(name, dir_fd=self._trash)  # ELOOP: a symbolic link
-            return True
+            return 0
         try:
             entries: list[tuple[str, bool]] = []
             with os.scandir(fd) as found:
@@ -189,10 +194,9 @@ class ScratchRoot:
                     os.unlink(entry_name, dir_fd=fd)
         finally:
             os.close(fd)
-        if len(entries) == STEP_ENTRIES:
-            return False
-        os.rmdir(name, dir_fd=self._trash)
-        return True
+        if len(entries) < STEP_ENTRIES:
+            os.rmdir(name, dir_fd=self._trash)
+        return len(entries)
 
     def _discard(self, name: str, dir_fd: int) -> None:
         try:
