@@ -1,8 +1,8 @@
 """The system call filter: what a task may ask of the kernel, as a program for its classic BPF machine.
 
 An allow list. What is not named as allowed is refused, in one of two ways: a call that we know and refuse answers
-EPERM, an error that programs know; a number that our table does not have, because it is newer, or no call at all,
-answers ENOSYS, which makes a C library fall back to the older way. clone3 answers ENOSYS too: its flags lie in memory,
+EPERM, an error that programs know; a number that our table does not have, because it is newer, answers ENOSYS, which
+makes a C library fall back to the older way. clone3 answers ENOSYS too: its flags lie in memory,
 where a filter cannot look, and clone, to which libraries fall back, has them in a register. The list is that of the
 container engines' default for a container without capabilities; where we differ is told at each group and in
 docs/isolation.md, "System calls".

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import signal
@@ -24,18 +25,23 @@ KILL = 0x80000000
 THREAD = 0x3D0F00  # what the C library asks of clone
 
 
+@functools.cache
+def _instructions(machine: str) -> list[tuple[int, int, int, int]]:
+    program = seccomp.program(machine)
+    return [struct.unpack_from("HBBI", program, i) for i in range(0, len(program), 8)]
+
+
 def run(number: int, *args: int, machine: str = "x86_64", architecture: int = 0) -> int | str:
     """What the kernel would do: struct seccomp_data through the classic BPF program. An errno, "allow" or "kill"."""
     words = (*args, *(0,) * (6 - len(args)))
     data = struct.pack("IIQ6Q", number & 0xFFFFFFFF, architecture or MACHINES[machine], 0, *words)
-    program = seccomp.program(machine)
-    instructions = [struct.unpack_from("HBBI", program, i) for i in range(0, len(program), 8)]
+    instructions = _instructions(machine)
     accumulator = position = 0
     for _ in range(len(instructions)):
         code, if_true, if_false, value = instructions[position]
         position += 1
         if code == 0x06:
-            return {0x7FFF0000: ALLOW, KILL: "kill"}.get(int(value), int(value) & 0xFFFF)
+            return {0x7FFF0000: ALLOW, KILL: "kill"}.get(value, value & 0xFFFF)
         if code == 0x20:
             (accumulator,) = struct.unpack_from("I", data, value)
             continue
