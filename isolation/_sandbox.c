@@ -540,26 +540,11 @@ static const struct {
     long value;
 } constants[] = {
 #define CALL(name) {"SYS_" #name, SYS_##name}
-    CALL(bpf), CALL(chdir), CALL(clone), CALL(clone3), CALL(close_range), CALL(dup3), CALL(fsconfig), CALL(fsmount),
-    CALL(fsopen), CALL(fspick), CALL(io_uring_enter), CALL(io_uring_register), CALL(io_uring_setup), CALL(kexec_load),
-    CALL(add_key), CALL(keyctl), CALL(request_key), CALL(madvise), CALL(mkdirat), CALL(mknodat), CALL(mount),
-    CALL(mount_setattr), CALL(move_mount), CALL(name_to_handle_at), CALL(open_by_handle_at), CALL(open_tree),
-    CALL(openat2), CALL(perf_event_open), CALL(pidfd_getfd), CALL(pivot_root), CALL(prctl), CALL(prlimit64),
-    CALL(process_vm_readv), CALL(process_vm_writev), CALL(ptrace), CALL(quotactl), CALL(reboot), CALL(setgroups),
-    CALL(sethostname), CALL(setdomainname), CALL(setns), CALL(setresgid), CALL(setresuid), CALL(setsid),
-    CALL(swapon), CALL(swapoff), CALL(symlinkat), CALL(syslog), CALL(timerfd_create), CALL(timerfd_settime),
-    CALL(signalfd4), CALL(umount2), CALL(unshare), CALL(userfaultfd), CALL(write), CALL(acct), CALL(init_module),
-    CALL(finit_module), CALL(delete_module), CALL(kcmp), CALL(lookup_dcookie), CALL(mbind), CALL(migrate_pages),
-    CALL(move_pages), CALL(set_mempolicy), CALL(settimeofday), CALL(clock_settime), CALL(clock_adjtime),
-    CALL(capset), CALL(close), CALL(ioctl), CALL(openat), CALL(socket),
-    CALL(adjtimex), CALL(chroot), CALL(vhangup), CALL(nfsservctl), CALL(fanotify_init), CALL(process_madvise),
-#ifdef SYS_kexec_file_load
-    CALL(kexec_file_load),
-#endif
-#ifdef SYS_iopl
-    CALL(iopl), CALL(ioperm), CALL(modify_ldt), CALL(uselib), CALL(ustat), CALL(sysfs), CALL(_sysctl),
-    CALL(create_module), CALL(get_kernel_syms), CALL(query_module),
-#endif
+    CALL(capset), CALL(chdir), CALL(close), CALL(close_range), CALL(dup3), CALL(ioctl), CALL(keyctl),
+    CALL(madvise), CALL(mkdirat), CALL(mknodat), CALL(mount), CALL(mount_setattr), CALL(move_mount),
+    CALL(open_tree), CALL(openat), CALL(openat2), CALL(pivot_root), CALL(prctl), CALL(prlimit64),
+    CALL(setgroups), CALL(sethostname), CALL(setns), CALL(setresgid), CALL(setresuid), CALL(signalfd4),
+    CALL(socket), CALL(timerfd_create), CALL(timerfd_settime), CALL(umount2), CALL(unshare), CALL(write),
 #define NAME(name) {#name, name}
     NAME(CLONE_NEWNS), NAME(CLONE_NEWPID), NAME(CLONE_NEWUTS), NAME(CLONE_NEWIPC), NAME(CLONE_NEWNET),
     NAME(CLONE_NEWCGROUP), NAME(CLONE_NEWUSER), NAME(CLONE_NEWTIME),
