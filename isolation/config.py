@@ -36,7 +36,7 @@ class SpawnerConfig:
     shares: tuple[BindMount, ...] = ()
     #: Whether a spec may ask for the host's network.
     allow_host_network: bool = False
-    #: Host directories that no sandbox may see, besides /run, /root, /home, /tmp and /var/tmp: the node's own data.
+    #: Host directories that no sandbox may see, besides those of `isolation/shown.py`: the node's own data.
     hidden: tuple[Path, ...] = ()
     #: Bound for all sandboxes together, also those without a limit of their own; None: the machine's.
     memory_bytes: int | None = None
