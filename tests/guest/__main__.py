@@ -19,6 +19,11 @@ PATIENCE = "20"
 FAILED = 126
 
 
+def cache() -> Path:
+    """Where fetch.sh unpacks to."""
+    return Path(os.environ.get("PILFER_GUEST") or ROOT / ".guest").resolve()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.guest", description=__doc__)
     default = machine.Size()
@@ -28,8 +33,7 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, default=3600.0, help="for the whole of it")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
-    cache = Path(os.environ.get("PILFER_GUEST") or ROOT / ".guest")
-    subprocess.run([ROOT / "tests/guest/fetch.sh", cache], check=True)
+    subprocess.run([ROOT / "tests/guest/fetch.sh", cache()], check=True)
     machine.die_in_order()
     # What is set for tests by whoever runs them is handed on; all else is the guest's own.
     given = ("PATH", "TERM", "REQUIRE", "PATIENCE")
@@ -38,7 +42,7 @@ def main() -> int:
     size = machine.Size(arguments.cpus, arguments.memory_mib, arguments.disk_mib)
     try:
         return machine.run(
-            cache.resolve(),
+            cache(),
             arguments.command,
             environment=environment,
             cwd=Path.cwd(),

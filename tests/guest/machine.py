@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def run(
     if os.geteuid() != 0:
         raise GuestError("the guest is given the host's files by virtiofsd, which needs root")
     with ExitStack() as stack:
-        place = stack.enter_context(_directory(cache / "boots"))
+        place = stack.enter_context(directory(cache / "boots"))
         script = _script(command, environment, cwd)
         (place / "initramfs").write_bytes(initramfs.base(cache).read_bytes() + script)
         _make_disk(place / "disk", size.disk_mib)
@@ -98,10 +98,10 @@ def run(
         stack.callback(os.close, output)
         try:
             program = _qemu(cache, place, size, theirs)
-            qemu = stack.enter_context(_process(program, place / "qemu.log", _libraries(cache / "tree"), theirs))
+            stack.enter_context(_process(program, place / "qemu.log", _libraries(cache / "tree"), theirs))
         finally:
             os.close(theirs)
-        return _Boot(place, qemu, output).wait(limit_s)
+        return Boot(place, output).wait(limit_s)
 
 
 def _script(command: Sequence[str], environment: Mapping[str, str], cwd: Path) -> bytes:
@@ -112,25 +112,30 @@ def _script(command: Sequence[str], environment: Mapping[str, str], cwd: Path) -
 
 
 @contextmanager
-def _directory(parent: Path) -> Iterator[Path]:
+def directory(parent: Path) -> Iterator[Path]:
     """A directory for one boot; those that killed boots left are removed."""
     parent.mkdir(exist_ok=True)
-    for old in parent.iterdir():
-        with (old / "lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(old, ignore_errors=True)
-    place = Path(tempfile.mkdtemp(dir=parent))
+    with ExitStack() as stack:
+        with _locked(parent):  # else another's look comes between the directory and its lock
+            for old in parent.iterdir():
+                with suppress(BlockingIOError), _locked(old, fcntl.LOCK_NB):
+                    shutil.rmtree(old, ignore_errors=True)
+            place = Path(tempfile.mkdtemp(dir=parent))
+            stack.callback(shutil.rmtree, place)
+            stack.enter_context(_locked(place))
+        (place / "host").mkdir()
+        (place / "status").touch()
+        yield place
+
+
+@contextmanager
+def _locked(place: Path, flags: int = 0) -> Iterator[None]:
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with (place / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            (place / "host").mkdir()
-            (place / "status").touch()
-            yield place
+        fcntl.flock(fd, fcntl.LOCK_EX | flags)
+        yield
     finally:
-        shutil.rmtree(place)
+        os.close(fd)
 
 
 def _make_disk(path: Path, size_mib: int) -> None:
@@ -217,12 +222,12 @@ def _wait_for_socket(place: Path, server: subprocess.Popen[bytes]) -> None:
         time.sleep(_LOOK_S)
 
 
-class _Boot:
+class Boot:
     """Hands the guest's output on, and reads what it says on its status port: `up SECONDS`, then `exit NUMBER`."""
 
-    def __init__(self, place: Path, qemu: subprocess.Popen[bytes], output: int) -> None:
+    def __init__(self, place: Path, output: int) -> None:
+        """`place`: the boot's directory; `output`: a pipe that only QEMU writes to, so that its end is QEMU's."""
         self._place = place
-        self._qemu = qemu
         self._output = output
         self._began = time.monotonic()
 
