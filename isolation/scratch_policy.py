@@ -17,6 +17,8 @@ from dataclasses import dataclass
 LOOK_EVERY_S = 0.1
 #: A tree is measured again after so long, whatever the free space says.
 AGAIN_S = 5.0
+#: A task that holds files in messages is ended when it has done so for so long while much is gone that nobody has.
+HIDING_S = 2.0
 #: But for at most this part of the time (a twentieth).
 REST_FACTOR = 20.0
 
@@ -92,11 +94,24 @@ def next_to_measure(trees: Iterable[tuple[str, Known, Space]], free: Space, now_
     return best[1] if best is not None else None
 
 
+def unexplained_bytes(free_before: Space, free: Space, used: Iterable[Space]) -> int:
+    """What is gone from the file system since then that none of its directories has."""
+    return max(0, free_before.bytes - free.bytes - sum(one.bytes for one in used))
+
+
 def words(used: Space, limit: Space) -> str:
     """For people: what was too much."""
     if used.bytes > limit.bytes:
         return f"its scratch directory held {_mib(used.bytes)} or more, and may hold {_mib(limit.bytes)}"
     return f"its scratch directory held {used.files} files or more, and may hold {limit.files}"
+
+
+def words_of_hidden(count: int, limit: Space) -> str:
+    """For people: why a task was ended though its directory was not found full."""
+    return (
+        f"{_mib(count)} of its scratch file system are gone since it began that no directory has, while it held files"
+        f" in messages, where they cannot be measured; its scratch directory may hold {_mib(limit.bytes)}"
+    )
 
 
 def _mib(count: int) -> str:

@@ -6,7 +6,8 @@ and every name that is looked at counts against the limit of files, so that the 
 
 What counts: blocks on the disk (not the length: a sparse file counts what it has) of every file and directory; of a
 file with several names once; as files every name. Files without a name that processes have open or mapped are looked
-for in /proc (`Nameless`); what is on its way in a socket's queue is not found, nor what lies in other mounts.
+for in /proc (`Nameless`). Of files in messages that nobody has received it is only known how many there are
+(proc(5), fdinfo: scm_fds). What lies in other mounts does not count.
 
 A tree that is changed while it is walked may be counted as more or less than it ever was, by what was moved. A count
 that is over is therefore taken again by the caller before it means anything; one that is too low is taken again soon
@@ -60,6 +61,8 @@ class Count:
     device: int = 0
     bytes: int = 0
     files: int = 0
+    #: Files that lie in messages, of any file system.
+    in_flight: int = 0
     _seen: set[int] = field(default_factory=set)
 
     @property
@@ -234,10 +237,23 @@ class Nameless:
             budget -= 1
             self._left -= 1
             with contextlib.suppress(OSError):
-                found = os.stat(place, dir_fd=self._proc_fd)
-                if found.st_dev == self._count.device and not found.st_nlink and stat.S_ISREG(found.st_mode):
-                    self._count.add(found)
+                self._look_at(place)
         return False
+
+    def _look_at(self, place: str) -> None:
+        found = os.stat(place, dir_fd=self._proc_fd)
+        if found.st_dev == self._count.device and not found.st_nlink and stat.S_ISREG(found.st_mode):
+            self._count.add(found)
+        elif stat.S_ISSOCK(found.st_mode):
+            self._count.in_flight += self._in_messages(place.replace("/fd/", "/fdinfo/"))
+
+    def _in_messages(self, place: str) -> int:
+        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc_fd)
+        with os.fdopen(fd, "rb") as info:
+            for line in info.read(_MAPS_BYTES_MAX).splitlines():
+                if line.startswith(b"scm_fds:"):
+                    return int(line.partition(b":")[2])
+        return 0
 
     def close(self) -> None:
         self._places.close()

@@ -26,8 +26,12 @@ from isolation.scratch_tree import Count, Measuring, Nameless, Tree
 class _Watched:
     limit: Space
     known: Known
+    #: In the file system, when the sandbox began.
+    free_at_first: Space
     #: It was over its limit the last time.
     is_suspect: bool = False
+    #: Since when it holds files in messages, while much is gone that nobody has.
+    hides_since_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -52,25 +56,28 @@ class ScratchWatch:
         on_over: Callable[[str, str], None],
         clock: Callable[[], float],
         limit_bytes: int,
+        free: Callable[[], Space] | None = None,
     ) -> None:
         """root_fd: the directory that has them, by name. proc_fd: the host's /proc. pids_of: the processes of a
         sandbox. on_over: called with a name and words when it is to be ended. clock: seconds that only rise.
-        limit_bytes: of each. Raises OSError."""
+        limit_bytes: of each. free: what is free in the file system; by default it is asked. Raises OSError."""
         self._root_fd = root_fd
         self._proc_fd = proc_fd
         self._pids_of = pids_of
         self._on_over = on_over
         self._clock = clock
-        found = os.fstatvfs(root_fd)
         self._limit_bytes = limit_bytes
-        self._last_free = Space(found.f_bfree * found.f_frsize, found.f_ffree)
+        self._ask_free = free or self._ask_statvfs
+        self._last_free = self._ask_free()
         #: All and only directories whose sandboxes live, oldest first.
         self._watched: dict[str, _Watched] = {}
         self._measurement: _Measurement | None = None
 
     def add(self, name: str, wanted_bytes: int | None) -> None:
         """A new and empty directory. wanted_bytes: its own limit; more than each may have is as much."""
-        self._watched[name] = _Watched(policy.limit_of(wanted_bytes, self._limit_bytes), self._as_empty())
+        free = self._free()
+        limit = policy.limit_of(wanted_bytes, self._limit_bytes)
+        self._watched[name] = _Watched(limit, Known(Space(0, 0), free, self._clock()), free)
 
     def remove(self, name: str) -> None:
         """Its sandbox is gone; quiet where it is not watched."""
@@ -145,17 +152,31 @@ class ScratchWatch:
         elif watched.is_suspect:
             # What was moved meanwhile may have been counted twice.
             self._begin(measurement.name, self._free())
+        else:
+            self._judge_hidden(measurement.name, watched, measurement.count.in_flight)
+
+    def _judge_hidden(self, name: str, watched: _Watched, in_flight: int) -> None:
+        """Files in messages cannot be measured. What is gone may be anybody's; so both, and for a while."""
+        used = [one.known.used for one in self._watched.values()]
+        hidden = policy.unexplained_bytes(watched.free_at_first, self._free(), used)
+        if not in_flight or hidden <= watched.limit.bytes:
+            watched.hides_since_s = None
+        elif watched.hides_since_s is None:
+            watched.hides_since_s = self._clock()
+        elif self._clock() - watched.hides_since_s >= policy.HIDING_S:
+            del self._watched[name]
+            self._on_over(name, policy.words_of_hidden(hidden, watched.limit))
 
     def _note(self, measurement: _Measurement, used: Space) -> None:
         took_s = self._clock() - measurement.at_s
         self._watched[measurement.name].known = Known(used, measurement.free, self._clock(), took_s)
 
-    def _as_empty(self) -> Known:
-        return Known(Space(0, 0), self._free(), self._clock())
-
     def _free(self) -> Space:
         # A broken disk must not stop the spawner: then each is measured when its time has come.
         with contextlib.suppress(OSError):
-            found = os.fstatvfs(self._root_fd)
-            self._last_free = Space(found.f_bfree * found.f_frsize, found.f_ffree)
+            self._last_free = self._ask_free()
         return self._last_free
+
+    def _ask_statvfs(self) -> Space:
+        found = os.fstatvfs(self._root_fd)
+        return Space(found.f_bfree * found.f_frsize, found.f_ffree)

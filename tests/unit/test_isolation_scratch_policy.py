@@ -16,6 +16,7 @@ from isolation.scratch_policy import (
     is_worth_measuring,
     limit_of,
     next_to_measure,
+    unexplained_bytes,
     words,
 )
 
@@ -109,6 +110,19 @@ def test_what_is_over_by_a_step_is_never_passed_over(used: int, files: int, writ
     is_over = holds.bytes > LIMIT.bytes * 33 // 32 or holds.files > LIMIT.files * 33 // 32
     free = Space(FREE.bytes - written, FREE.files - made)
     assert not is_over or is_worth_measuring(known, LIMIT, free, 10.5)
+
+
+@pytest.mark.parametrize(
+    ("free", "used", "expected"),
+    [
+        (fallen(100), [], 100),
+        (fallen(100), [30, 50], 20),
+        (fallen(100), [200], 0),
+        (fallen(-100), [], 0),
+    ],
+)
+def test_what_is_gone_that_nobody_has(free: Space, used: list[int], expected: int) -> None:
+    assert unexplained_bytes(FREE, free, [Space(mib * MIB, 1) for mib in used]) == expected * MIB
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -242,3 +243,17 @@ def mapped(fd: int) -> Iterator[None]:
         yield
     finally:
         libc.munmap(address, ctypes.c_size_t(4096))
+
+
+def test_files_in_messages_are_known_to_be_there(root: Path) -> None:
+    """Not how large they are: no name, no descriptor and no mapping leads to them."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    fill(root / "a", MIB)
+    fd = os.open(root / "a", os.O_RDONLY)
+    socket.send_fds(ends[0], [b"x"], [fd, fd])
+    os.close(fd)
+    (root / "a").unlink()
+    assert nameless(walk(root)).in_flight == 2
+    for end in ends:
+        end.close()
+    assert nameless(walk(root)).in_flight == 0
