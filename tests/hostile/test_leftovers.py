@@ -129,3 +129,12 @@ async def test_what_cannot_be_removed_now_is_removed_later(hostile: Hostile, con
         sandbox.kill()
     await hostile.runner.run("true")
     await wait_until(lambda: names_in(config.scratch_root / ".trash") == [], what="the trash is empty")
+
+
+async def test_what_nobody_can_tell_from_new_is_used_again(hostile: Hostile) -> None:
+    """Networks and scratch directories are dear to make: those of tasks that left nothing serve the next ones."""
+    look = ("stat", "-L", "-c", "%i", "/proc/self/ns/net", ".")
+    seen = {(await hostile.runner.run(*look)).stdout for _ in range(4)}
+    assert len(seen) == 1
+    await hostile.run("leave", "network")
+    assert not seen & {(await hostile.runner.run(*look)).stdout for _ in range(2)}
