@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup setup-tests protos check fix test test-fast test-etcd test-isolation test-v2 test-node test-cluster hostile chaos bench demo cluster clean
+.PHONY: help setup setup-tests protos check fix test test-fast test-sim test-mutants test-etcd test-isolation test-v2 test-node test-cluster hostile chaos bench demo cluster clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -41,8 +41,14 @@ test: setup-tests ## All tests that this machine can run (10 minutes); REQUIRE=e
 	$(PYTEST) -m "cluster and not long" || failed=1; \
 	exit $$failed
 
-test-fast: setup ## Unit tests and the contract on the fake etcd (a minute)
-	$(PYTEST) -q -n auto -m "$(ALONE)" tests/unit tests/contract
+test-fast: setup ## Unit tests, the contract on the fake etcd, 300 simulated worlds (a minute)
+	$(PYTEST) -q -n auto -m "$(ALONE)" tests/unit tests/contract tests/simulation
+
+test-sim: setup ## SEEDS=20000 simulated worlds: a whole cluster in one process, on virtual time
+	$(BIN)/python -m tests.simulation --seeds 1-$(or $(SEEDS),2000)
+
+test-mutants: setup ## Deliberate defects, of which each must be noticed within SEEDS=300 worlds
+	$(BIN)/python -m tests.simulation.mutants --seeds $(or $(SEEDS),300)
 
 test-etcd: setup-tests ## What needs etcd: the client, the store, the contract on the real one
 	$(PYTEST) tests/contract tests/etcd_live

@@ -1,0 +1,63 @@
+"""Some hundred worlds in every run of the tests; `make test-sim` lives through thousands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.mutants import MUTANTS, run_mutant
+
+ROOT = Path(__file__).parents[2]
+#: Seeds of one process; several run beside each other.
+BLOCK = 50
+#: Seeds that once showed a defect, with the defect.
+REGRESSIONS: dict[int, str] = {}
+
+
+def _simulate(*arguments: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.simulation", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_worlds_are_without_flaws(block: int) -> None:
+    done = _simulate("--seeds", f"{block * BLOCK + 1}-{(block + 1) * BLOCK}", "--jobs", "1")
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
+
+
+def test_what_was_mended_stays_mended() -> None:
+    for seed, defect in REGRESSIONS.items():
+        done = _simulate("--seed", str(seed))
+        assert done.returncode == 0, f"{defect}\n{done.stdout[-20_000:]}"
+
+
+def test_one_seed_is_one_story() -> None:
+    first, second = (_simulate("--seed", "7", "--story").stdout for _ in range(2))
+    assert first.count("\n") > 20
+    assert first == second
+
+
+def test_a_defect_is_noticed_and_told() -> None:
+    """The checkers can fail. All defects: `make test-mutants`."""
+    mutant = next(mutant for mutant in MUTANTS if "compare the record's mod_revision" in mutant.name)
+    flaw, _ = run_mutant(mutant, 20)
+    assert flaw is not None
+    assert flaw.startswith("seed ")
+
+
+def test_every_mutant_fits_the_code() -> None:
+    for mutant in MUTANTS:
+        assert (ROOT / mutant.path).read_text().count(mutant.before) == 1, mutant.name
+        assert mutant.before != mutant.after
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 20
