@@ -407,14 +407,13 @@ class Spawner:
         sandbox.timers.append(self._timers.after(grace_s, lambda: self._kill(sandbox)))
 
     def _kill(self, sandbox: Sandbox) -> None:
-        """Ends it: with PID 1 the kernel kills everything in the namespace."""
+        """Ends it. PID 1 first, which would say otherwise that the command had ended by itself."""
         if sandbox.pid not in self._by_pid:
             return
-        with contextlib.suppress(OSError):
-            # A frozen one on version 1 dies when it is thawed: every process needs its own signal before that.
-            if sandbox.group.is_frozen():
-                sandbox.group.kill()
         os.kill(sandbox.pid, signal.SIGKILL)
+        # With PID 1 the kernel kills everything in the namespace; but PID 1 has to get its turn for that, among all
+        # of them. And a frozen one on version 1 dies when it is thawed: every process needs its own signal before.
+        sandbox.group.kill()
 
     def _kill_for_scratch(self, name: str, words: str) -> None:
         sandbox = self._by_id[name]
@@ -422,15 +421,14 @@ class Spawner:
         self._terminate(sandbox, SCRATCH, 0)
 
     def _kill_all(self, reason: str) -> None:
-        self._parent.kill()
         for sandbox in list(self._by_pid.values()):
             self._kill_for(sandbox, reason)
+        self._parent.kill()
 
     def _kill_unfrozen(self) -> None:
         for sandbox in list(self._by_pid.values()):
             with contextlib.suppress(OSError):
                 if not sandbox.group.is_frozen():
-                    sandbox.group.kill()
                     self._kill_for(sandbox, FENCE)
 
     def _kill_for(self, sandbox: Sandbox, reason: str) -> None:
@@ -439,6 +437,7 @@ class Spawner:
         step, words = ("fence", "the node's deadline") if reason == FENCE else ("closing", "the spawner's end")
         sandbox.given_up = (step, errno.ECANCELED, f"killed at {words} while it was set up")
         os.kill(sandbox.pid, signal.SIGKILL)
+        sandbox.group.kill()
 
     def _cancel_timers(self, sandbox: Sandbox) -> None:
         for timer in sandbox.timers:

@@ -60,7 +60,10 @@ class Group(Protocol):
 
     def kill(self) -> None:
         """SIGKILL to every process in the group; a frozen one takes no further step (on version 1: dies when it is
-        thawed). Never raises."""
+        thawed). Never raises.
+
+        Dying takes processor time, and fifty processes at a quota of a hundredth had not died after 8 s: so the
+        quota is taken off, once nothing of them will run any more."""
 
     def release(self) -> None:
         """Gives the group back when its sandbox is gone; its removal may be left to the parent's `tidy`."""

@@ -174,6 +174,8 @@ class V1Group:
 
     def kill(self) -> None:
         files.kill_below(self._dirs.get("freezer", next(iter(self._dirs.values()))))
+        with contextlib.suppress(StepFailed):
+            self._set("cpu", "cpu.cfs_quota_us", UNLIMITED)
 
     def release(self) -> None:
         self._parent.take_back(self)

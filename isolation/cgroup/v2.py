@@ -92,6 +92,8 @@ class V2Group:
 
     def kill(self) -> None:
         files.kill_below(self._dir)
+        with contextlib.suppress(StepFailed):
+            self._set("cpu", "cpu.max", "max")
 
     def release(self) -> None:
         self._parent.take_back(self)
