@@ -107,6 +107,7 @@ _ANY_JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(_MESSAGES)
 def test_every_message_arrives_as_it_was(message: protocol.Message) -> None:
     assert protocol.decode(protocol.encode(message)) == message
@@ -132,7 +133,7 @@ def _put(value: Any, path: tuple[str | int, ...], new: object) -> Any:
     return changed
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(_JSON_MESSAGES, st.data())
 def test_any_value_in_any_place_is_a_message_or_a_named_error(message: protocol.Message, data: st.DataObject) -> None:
     sound = json.loads(protocol.encode(message))
@@ -142,7 +143,8 @@ def test_any_value_in_any_place_is_a_message_or_a_named_error(message: protocol.
     if found is None:
         # By the innermost field that has a name of ours (the names of environment variables are the task's).
         names = [part for part in place[2:] if isinstance(part, str) and ("env" not in place or part == "env")]
-        assert not names or names[-1] in words, (place, words)
+        # Where an object was put there, it may be one of its own fields that is missing.
+        assert not names or names[-1] in words or "is missing" in words, (place, words)
     else:
         assert protocol.decode(protocol.encode(found)) == found
 
@@ -155,7 +157,7 @@ def _decode(data: bytes) -> tuple[protocol.Message | None, str]:
         return None, str(error)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(_MESSAGES, st.data())
 def test_any_change_of_bytes_is_a_message_or_an_error(message: protocol.Message, data: st.DataObject) -> None:
     raw = bytearray(protocol.encode(message))
@@ -189,7 +191,7 @@ def kinds() -> Iterator[dict[str, int]]:
         os.close(fd)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.binary(min_size=1, max_size=50) | st.binary(max_size=90).map(lambda tail: protocol.MEMFD_MARK + tail),
     st.lists(st.sampled_from(sorted(_KINDS)), max_size=protocol.FDS_MAX + 2),
