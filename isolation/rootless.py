@@ -29,6 +29,7 @@ import os
 import resource
 import struct
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from isolation import _sandbox as sys_
@@ -131,16 +132,7 @@ class Rootless:
         if "pids" not in in_force and self.counts_processes:
             bounds.append(_bound("processes", _RLIMIT_NPROC, limits.pids + 1))  # PID 1, which is ours
         loopback = [] if host_network else _loopback(first_fd)
-        return UserSteps(map_ids, loopback, bounds, self._drop(), memory_bytes)
-
-    def _drop(self) -> list[Step]:
-        """A new user namespace comes with all capabilities, and a bounding set of them all."""
-        subject = str(self.uid)
-        empty = [
-            Step("user", subject, (0, sys_.SYS_prctl, kernel.PR_CAPBSET_DROP, number, 0, 0, 0))
-            for number in range(self.capabilities)
-        ]
-        return [*empty, Step("user", subject, (0, sys_.SYS_capset, _CAP_HEADER, _NO_CAPABILITIES))]
+        return UserSteps(map_ids, loopback, bounds, _drop(self.uid, self.capabilities), memory_bytes)
 
     def _map(self, name: str, text: bytes, free_fd: int) -> list[Step]:
         calls: list[Call] = [
@@ -149,6 +141,17 @@ class Rootless:
             (0, sys_.SYS_close, free_fd),
         ]
         return [Step("user namespace", name, call) for call in calls]
+
+
+@cache
+def _drop(uid: int, capabilities: int) -> list[Step]:
+    """A new user namespace comes with all capabilities, and a bounding set of them all."""
+    subject = str(uid)
+    empty = [
+        Step("user", subject, (0, sys_.SYS_prctl, kernel.PR_CAPBSET_DROP, number, 0, 0, 0))
+        for number in range(capabilities)
+    ]
+    return [*empty, Step("user", subject, (0, sys_.SYS_capset, _CAP_HEADER, _NO_CAPABILITIES))]
 
 
 def _bound(subject: str, which: int, value: int) -> Step:
