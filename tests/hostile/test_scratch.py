@@ -67,22 +67,10 @@ async def test_over_the_limit(hostile: Hostile, kind: str) -> None:
     assert ended.ended_by in ("scratch", "stop"), (ended, text(out), text(err))
 
 
-async def test_files_in_messages_are_seen_by_quotas_alone(hostile: Hostile) -> None:
-    """Without a name, in a message that nobody has taken: no process has it open, and whoever looks finds nothing.
-
-    The day that this fails where there are no quotas, correct the docs.
-    """
-    limits = with_limits(scratch_bytes=LIMIT_MIB * MIB)
-    report = await hostile.run(
-        *("fill_scratch", "in_flight", str(WANTED_MIB)), limits=limits, timeout_s=patient(10.0), grace_s=0.0
-    )
-    assert report.ended is not None
-    assert report.get("in_flight").startswith(("SUCCEEDED", "refused EDQUOT"))
-
-
 @pytest.mark.parametrize("kind", ["one_file", "in_flight", "hard_links"])
 async def test_with_room(hostile: Hostile, kind: str) -> None:
-    """So that what is refused above would have worked."""
+    """So that what is refused above would have worked. What comes of files in messages hangs on the free space of a
+    disk that is everybody's: tests/unit/test_isolation_scratch_watch.py."""
     sandbox = await hostile.start("fill_scratch", kind, str(WANTED_MIB), says="SUCCEEDED")
     sandbox.kill()
     assert (await sandbox.wait()).ended_by == "stop"
