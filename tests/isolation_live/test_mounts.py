@@ -32,8 +32,13 @@ async def _report(runner: Runner, *mounts: BindMount) -> tuple[str, int, str]:
     return report.step, report.errno, report.detail
 
 
+#: Hidden, or a link of ours.
+IN_VAR = ("/var/lib/service/data", "/var/tmp/in", "/var/run/in")
+
+
 @pytest.mark.parametrize(
-    "target", ["/tmp/a", "/tmp/deep/er", "/mnt", "/new-top/and/below", "/home/other", f"{SCRATCH_DIR}/in", "/root/x"]
+    "target",
+    ["/tmp/a", "/tmp/deep/er", "/mnt", "/new-top/and/below", "/home/other", f"{SCRATCH_DIR}/in", "/root/x", *IN_VAR],
 )
 async def test_read_only_and_writable(runner: Runner, source: Path, target: str) -> None:
     read = BindMount(str(source), target)
@@ -131,11 +136,16 @@ async def test_shares(config: SpawnerConfig, source: Path, tmp_path: Path) -> No
         BindMount(str(source), str(source)),
         BindMount(str(writable), str(writable), read_only=False),
         BindMount(str(source), "/shared"),
+        BindMount(str(source), "/var/lib/service"),
+        BindMount(str(source), "/var/tmp/shared"),
     )
     async for runner in running(replace(config, shares=shares)):
-        script = f"cat {source}/file /shared/file; echo x >{writable}/x; echo x >/shared/x; echo x >{source}/x"
+        script = (
+            f"cat {source}/file /shared/file /var/lib/service/file /var/tmp/shared/file; "
+            f"echo x >{writable}/x; echo x >/shared/x; echo x >{source}/x"
+        )
         result = await runner.sh(script)
-        assert result.stdout == "content" * 2
+        assert result.stdout == "content" * 4
         assert result.stderr.count("Read-only file system") == 2
     assert (writable / "x").read_text() == "x\n"
     assert [path.name for path in source.iterdir()] == ["file"]
