@@ -188,6 +188,23 @@ def test_v1_kill_signals_every_process_of_all_groups(
     assert sleepers[2].wait() == -signal.SIGKILL
 
 
+def test_v1_what_is_killed_dies_outside_of_its_quota(v1_own: dict[str, Path]) -> None:
+    """Which is in force again for whoever has the group next."""
+    group = v1_parent(v1_own, "s1").acquire("x")
+    group.limit(LIMITS)
+    group.kill()
+    assert v1_read(v1_own, "cpu", "cpu.cfs_quota_us") == str(UNLIMITED)
+    group.limit(LIMITS)
+    assert v1_read(v1_own, "cpu", "cpu.cfs_quota_us") == "50000"
+
+
+def test_v2_what_is_killed_dies_outside_of_its_quota(v2_own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group, directory = v2_group(v2_own, monkeypatch)
+    group.limit(LIMITS)
+    group.kill()
+    assert (directory / "cpu.max").read_text() == "max"
+
+
 def test_v2_kill_is_one_write_where_the_kernel_has_it(
     v2_own: Path, monkeypatch: pytest.MonkeyPatch, sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
