@@ -105,6 +105,7 @@ def _addresses() -> list[str]:
     return found
 
 
+@pytest.mark.node
 def test_the_nodes_ports_from_a_network_of_ones_own(node: HostileNode) -> None:
     ports = _ports(node)
     report = node.run("sockets", *(f"tcp:{address}:{port}" for address in _addresses() for port in ports))
@@ -112,6 +113,7 @@ def test_the_nodes_ports_from_a_network_of_ones_own(node: HostileNode) -> None:
     assert set(report.said.values()) <= {"refused ECONNREFUSED", "refused ENETUNREACH", "refused EADDRNOTAVAIL"}
 
 
+@pytest.mark.node
 def test_the_nodes_ports_from_the_hosts_network(node: HostileNode) -> None:
     """They can be reached there, and nobody is served who has no certificate of the cluster."""
     ports = _ports(node)
@@ -121,6 +123,7 @@ def test_the_nodes_ports_from_the_hosts_network(node: HostileNode) -> None:
     assert {report.get(f"tls:127.0.0.1:{port}") for port in ports} == {"refused EPERM"}
 
 
+@pytest.mark.node
 def test_that_a_certificate_would_serve(node: HostileNode) -> None:
     """The same question with the node's own certificate, given to the task by the test, is answered by the node and by
     its etcd (whose port for peers asks for other names in it)."""
@@ -139,6 +142,7 @@ def test_that_a_certificate_would_serve(node: HostileNode) -> None:
         shutil.rmtree(place)
 
 
+@pytest.mark.node
 def test_unix_sockets_of_the_machine(node: HostileNode) -> None:
     """Every one that the kernel knows, by path and by name; the node's own; those that others are known by."""
     known = [line.split(" ")[-1] for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
@@ -152,6 +156,7 @@ def test_unix_sockets_of_the_machine(node: HostileNode) -> None:
     assert report.succeeded == frozenset(), report.said
 
 
+@pytest.mark.node
 def test_the_nodes_socket_with_the_hosts_network(node: HostileNode) -> None:
     """A network namespace has nothing to do with paths: it is the view that keeps a task from it."""
     address = f"unix:{node.node.data_dir}/node.sock"
@@ -160,6 +165,7 @@ def test_the_nodes_socket_with_the_hosts_network(node: HostileNode) -> None:
         sock.connect(address.removeprefix("unix:"))  # it is there
 
 
+@pytest.mark.node
 def test_that_sockets_are_reached_where_they_may(node: HostileNode) -> None:
     """An abstract one in the host's network, and one that lies in a mount, in spite of a network of one's own and of a
     read-only mount: whoever mounts a directory mounts the sockets in it (docs/isolation.md)."""
