@@ -3,8 +3,8 @@
     node start                                       # in another terminal
     python -m examples.checksum_tree /usr/share/doc  # prints what `sha256sum` would, in order of the paths
 
-Tasks see the host's files read-only, except for what is hidden from them (/home, /root, /run, /tmp, /var/tmp): a tree
-there needs `node start --share DIR`.
+Tasks see the host's files read-only, except for what is hidden from them (/home, /root, /srv, /mnt, /var
+and others, see docs/isolation.md): a tree there needs `node start --share DIR`.
 """
 
 from __future__ import annotations
