@@ -29,7 +29,7 @@ from isolation.spec import BindMount, Ended, SandboxSpec
 from tests.isolation_live.conftest import PATH, Runner, text
 from tests.support.guest import in_guest
 from tests.support.require import require
-from tests.support.wait import wait_until
+from tests.support.wait import patient, wait_until
 
 ATTACKS = Path(__file__).parent / "attacks"
 #: Where attacks lie in a sandbox.
@@ -54,7 +54,7 @@ cd /tmp
 user=$3
 shift 3
 test "$user" = 0 || set -- setpriv --reuid "$user" --regid "$user" --clear-groups --inh-caps=-all -- "$@"
-exec prlimit --nproc=400 --as=2147483648 --cpu=60 --core=0 -- "$@"
+exec prlimit --nproc=400 --as=2147483648 --cpu=600 --core=0 -- "$@"
 """
 _APART = ("unshare", "--mount", "--propagation", "private")
 _WITH_PROCESSES = ("--pid", "--fork", "--kill-child", "--mount-proc")
@@ -62,7 +62,7 @@ _ROOT_OF_NOTHING = (
     *("unshare", "--user", "--map-root-user", "--mount", "--net", "--ipc", "--uts", "--cgroup"),
     *(*_WITH_PROCESSES, "--"),
 )
-_THROWAWAY_TIMEOUT_S = 100.0
+_THROWAWAY_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _run_apart(apart: tuple[str, ...], argv: tuple[str, ...], share: Path | None
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
-        timeout=_THROWAWAY_TIMEOUT_S,  # kills it, and --kill-child kills all that it started
+        timeout=patient(_THROWAWAY_TIMEOUT_S),  # kills it, and --kill-child kills all that it started
     )
     code = done.returncode if done.returncode >= 0 else None
     return _report(done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"), None, code)

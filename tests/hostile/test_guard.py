@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.harness import ATTACKS, MARKER, PYTHON, REFUSED, Hostile, marker, throwaway
+from tests.support.wait import patient
 
 pytestmark = pytest.mark.isolation
 
@@ -24,7 +25,9 @@ def test_every_attack_begins_with_the_guard_and_refuses_the_machine(path: Path) 
     """Without a marker; and with one, since here are the test's own namespaces. Read before it is run."""
     assert _begins_with_guard(path)
     for env in ({}, {MARKER: marker()}, {MARKER: "x pid:[1] mnt:[1]"}):
-        done = subprocess.run([*PYTHON, str(path)], env=env, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            [*PYTHON, str(path)], env=env, capture_output=True, text=True, check=False, timeout=patient(60)
+        )
         assert done.returncode == REFUSED, (env, done)
         assert "refused to attack" in done.stderr
 
@@ -47,9 +50,7 @@ def test_every_attack_is_of_a_kind_that_is_looked_at() -> None:
     for path in ATTACKS.iterdir():
         # Beside an attack, it would be imported in place of the standard library's.
         assert path.stem not in sys.stdlib_module_names, path
-        assert path.suffix in (".py", ".c", ".h") or path.name == "__pycache__", path
-        if path.suffix == ".c":
-            assert path.read_text().startswith('#include "guard.h"'), path
+        assert path.suffix == ".py" or path.name == "__pycache__", path
 
 
 def test_a_namespace_with_the_power_of_root_is_refused() -> None:
@@ -62,7 +63,7 @@ def test_a_namespace_with_the_power_of_root_is_refused() -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=patient(60),
         )
         assert done.returncode == REFUSED, done
 

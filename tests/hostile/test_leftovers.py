@@ -33,11 +33,11 @@ _NEW = {
 
 async def test_the_next_task_finds_everything_new(hostile: Hostile) -> None:
     """Several times, since scratch directories, network namespaces and groups are used again."""
-    mounts = (await hostile.run("secrets", "left")).get("mounts")
+    mounts = (await hostile.run("searching", "left")).get("mounts")
     for _ in range(4):
         left = await hostile.run("leave")
         assert left.exit_code == 0, left.stderr
-        report = await hostile.run("secrets", "left")
+        report = await hostile.run("searching", "left")
         assert {name: report.get(name) for name in _NEW} == _NEW
         assert report.get("mounts") == mounts
 
@@ -55,7 +55,7 @@ async def test_that_networks_would_tell_otherwise(config: SpawnerConfig, monkeyp
     async for runner in running(config):
         hostile = Hostile(runner)
         await hostile.run("leave", "network")
-        report = await hostile.run("secrets", "left")
+        report = await hostile.run("searching", "left")
     assert report.get("port") == "taken"
     assert int(report.get("packets")) > 0
     assert int(report.get("tcp")) > 0

@@ -33,7 +33,7 @@ def test_the_nodes_directory(node: HostileNode) -> None:
         *(data_dir / name for name in ("pki", "pki/node.key", "pki/ca.key", "etcd/data", "logs", "host_id")),
     ]
     assert all(path.exists() for path in wanted)
-    report = node.run("secrets", "files", *map(str, wanted))
+    report = node.run("searching", "files", *map(str, wanted))
     assert report.succeeded == frozenset(), report.said
     assert report.get(f"list {data_dir}") == "refused ENOENT"  # it is there, and empty
 
@@ -41,7 +41,7 @@ def test_the_nodes_directory(node: HostileNode) -> None:
 @pytest.mark.node
 def test_that_it_is_seen_where_it_is_not_hidden(node: HostileNode) -> None:
     """Its parent is in the view, so that it is the cover that hides it."""
-    report = node.run("secrets", "files", str(node.node.data_dir.parent))
+    report = node.run("searching", "files", str(node.node.data_dir.parent))
     assert report.get(f"list {node.node.data_dir.parent}") == "SUCCEEDED node node.log"
 
 
@@ -53,7 +53,7 @@ def test_the_environment_and_the_command_lines_of_others(node: HostileNode) -> N
     other = node.client.submit(TaskSpec.of("sh", "-c", script, env={"SECRET": word}, cpu=0.1))
     try:
         wait_for_output(node, other, word)
-        report = node.run("secrets", "everywhere", word[::-1], cpu=0.5)
+        report = node.run("searching", "everywhere", word[::-1], cpu=0.5)
         assert int(report.get("looked into")) > 500
         assert report.get("found in") == ""
     finally:
@@ -75,7 +75,7 @@ def wait_for_output(node: HostileNode, task_id: str, word: str) -> None:
 @pytest.mark.node
 def test_that_a_word_is_found_where_it_is(node: HostileNode) -> None:
     word = f"word{secrets.token_hex(8)}"
-    report = node.run("secrets", "everywhere", word[::-1], env={"SECRET": word}, cpu=0.5)
+    report = node.run("searching", "everywhere", word[::-1], env={"SECRET": word}, cpu=0.5)
     assert "/environ" in report.get("found in")
 
 
@@ -90,7 +90,7 @@ async def test_the_environment_of_the_node_is_not_in_any_memory(
         hostile = Hostile(runner)
         # A task before it has the word in its memory, in pages that are free afterwards.
         await runner.run("python3", "-c", f"held = b'{word}' * 1000000", env={"SECRET": word})
-        report = await hostile.run("secrets", "memory", word[::-1], config.host_id[::-1])
+        report = await hostile.run("searching", "memory", word[::-1], config.host_id[::-1])
         assert report.get("own memory").startswith("0 in")
         assert int(report.get("own memory").split()[2]) >= 4
         assert report.get("new pages") == "zero"
@@ -136,7 +136,7 @@ def _memory_of(pid: int) -> bytes:
 async def test_that_memory_is_searched(hostile: Hostile) -> None:
     """A word that the task does have is found."""
     word = f"word{secrets.token_hex(12)}"
-    report = await hostile.run("secrets", "memory", word[::-1], env={"SECRET": word})
+    report = await hostile.run("searching", "memory", word[::-1], env={"SECRET": word})
     assert int(report.get("own memory").split()[0]) >= 1
 
 
@@ -149,7 +149,7 @@ def test_a_task_reaches_no_other_tasks_files(node: HostileNode) -> None:
         data_dir = node.node.data_dir
         wanted = [str(path) for root in ("scratch", "logs") for path in (data_dir / root).rglob("*") if path.is_file()]
         assert any(path.endswith("/mine") for path in wanted)
-        report = node.run("secrets", "files", *wanted[:200], "/home", "/.pilfer", "/.pilfer-empty")
+        report = node.run("searching", "files", *wanted[:200], "/home", "/.pilfer", "/.pilfer-empty")
         assert report.succeeded == {"list /home"}, report.said
         assert report.get("list /home") == "SUCCEEDED task"
     finally:

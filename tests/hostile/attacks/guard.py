@@ -1,7 +1,7 @@
 """The guard: importing this ends the script with exit 99 unless it is where an attack may run.
 
-Every attack imports it (or `attempts`, which does) before it does anything; a C program includes `guard.h`, which runs
-this file. An attack may run only where all of these hold:
+Every attack imports it (or `attempts`, which does) before it does anything. An attack may run only where all of these
+hold:
 
 1. the harness started it: its marker is in the environment, with the namespaces of the test that set it;
 2. it is in a PID namespace and a mount namespace that are neither the test's nor the machine's first;
