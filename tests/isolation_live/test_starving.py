@@ -26,7 +26,7 @@ from isolation.spec import BindMount, Ended, Limits, SandboxSpec, SetupFailed, S
 from tests.isolation_live.conftest import LIMITS, Runner, running
 from tests.isolation_live.raw import RawSpawner
 from tests.support.leaks import cgroups_of
-from tests.support.wait import wait_until
+from tests.support.wait import patient, wait_until
 
 pytestmark = pytest.mark.isolation
 
@@ -351,7 +351,7 @@ async def test_its_control_groups_are_removed(config: SpawnerConfig) -> None:
             path.rmdir()
         with pytest.raises((SandboxFailed, SpawnerDied)):
             await _runs_a_task(runner)
-        await asyncio.wait_for(spawner.wait_died(), 20)
+        await asyncio.wait_for(spawner.wait_died(), patient(20))
         assert told
     finally:
         await spawner.close()
