@@ -123,6 +123,14 @@ def _can_hand_down(directory: Path) -> bool:
     return True
 
 
+def _could_hand_down(directory: Path) -> bool:
+    """Whether a group has what is needed, and only its own processes are in the way."""
+    with contextlib.suppress(OSError):
+        there = (directory / "cgroup.controllers").read_text().split()
+        return set(there) >= NEEDED and os.access(directory / "cgroup.subtree_control", os.W_OK)
+    return False
+
+
 def find_parent(host_id: str, *, memory_bytes: int | None, io_devices: Sequence[str]) -> tuple[Parent, tuple[str, ...]]:
     """The node's parent group, made if absent, and what it cannot enforce, in words."""
     mounted = parse_mounts(Path("/proc/self/mountinfo").read_text())
@@ -135,7 +143,10 @@ def find_parent(host_id: str, *, memory_bytes: int | None, io_devices: Sequence[
     if base is not None:
         parent2 = v2.V2Parent(base, host_id, memory_bytes=memory_bytes, io_devices=io_devices)
         return parent2, tuple(WORDS[c] for c in v2.CONTROLLERS if c not in parent2.controllers)
-    return NoParent(), ("cpu, memory, process and disk io limits, and freezing (no writable cgroups)",)
+    why = "no writable cgroups"
+    if any(_could_hand_down(directory_of(h, paths[""])) for h in mounted if h.version == 2 and "" in paths):
+        why = "the cgroup that the node was started in holds processes; start it in one of its own below that"
+    return NoParent(), (f"cpu, memory, process and disk io limits, and freezing ({why})",)
 
 
 def block_devices(paths: Sequence[Path]) -> tuple[str, ...]:

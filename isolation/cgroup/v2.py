@@ -37,12 +37,12 @@ class V2Group:
     def limit(self, limits: Limits) -> None:
         self._set("cpu", "cpu.max", f"{max(1000, round(limits.cpu * CPU_PERIOD_US))} {CPU_PERIOD_US}")
         self._set("pids", "pids.max", limits.pids + REAPER_PIDS)
+        # The task as a whole, not one process of it; also where the bound is that of all tasks, or the machine's.
+        self._set("memory", "memory.oom.group", 1)
         if limits.memory_bytes is not None:
             self._set("memory", "memory.max", limits.memory_bytes)
             if files.has(self._dir, "memory.swap.max"):
                 self._set("memory", "memory.swap.max", 0)
-            # The task as a whole, not one process of it.
-            self._set("memory", "memory.oom.group", 1)
         if limits.io_read_bytes_per_s is not None or limits.io_write_bytes_per_s is not None:
             for device in self._io_devices:
                 read, write = limits.io_read_bytes_per_s or "max", limits.io_write_bytes_per_s or "max"

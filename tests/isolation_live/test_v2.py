@@ -17,13 +17,14 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from isolation.cgroup.v2 import CONTROLLERS
 from isolation.client import SpawnerConfig
-from tests.isolation_live.conftest import Runner, text, with_limits
+from tests.isolation_live.conftest import Runner, running, text, with_limits
 from tests.isolation_live.test_ending import _processes_with
 from tests.isolation_live.test_fencing import COUNTS, boottime, is_frozen
 from tests.isolation_live.test_outcomes import HOG, PYTHON
@@ -160,12 +161,13 @@ asyncio.run(main())
 """
 
 
-def started_in(group: Path, config: SpawnerConfig) -> tuple[int, Path, str]:
-    """What a spawner says that is started by a process in this group, which is alone there."""
+def started_in(group: Path, config: SpawnerConfig, *before: str) -> tuple[int, Path, str]:
+    """What a spawner says that is started by a process in this group, which is alone there. `before`: a command that
+    runs it."""
     script = f'echo $$ >{group}/cgroup.procs && exec "$@"'
     program = [sys.executable, "-c", SPAWNER, config.host_id, str(config.scratch_root)]
     done = subprocess.run(
-        ["sh", "-c", script, "sh", *program],
+        ["sh", "-c", script, "sh", *before, *program],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -248,3 +250,25 @@ def test_a_subtree_without_memory_is_left_for_one_above(config: SpawnerConfig, t
     version, group, missing = started_in(service / "node", config)
     assert (version, missing) == (2, "")
     assert group == tree / "pilfer" / config.host_id / "s-t"
+
+
+def test_started_as_a_machine_of_its_own(config: SpawnerConfig, tree: Path) -> None:
+    """As container engines do it: all that is seen of the groups is the own one, and the node is in it. Nothing can be
+    handed down then, and the words say what to do."""
+    enable(TOP, CONTROLLERS)
+    (tree / "service").mkdir()
+    enable(tree, CONTROLLERS)
+    cover = 'mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"'
+    before = ("unshare", "--cgroup", "--mount", "--propagation", "private", "sh", "-c", cover, "sh")
+    version, _, missing = started_in(tree / "service", config, *before)
+    assert version == 0
+    assert "memory" in missing
+    assert "holds processes; start it in one of its own" in missing
+
+
+async def test_out_of_memory_of_all_together_is_the_end_of_whole_tasks(config: SpawnerConfig) -> None:
+    """Also of one without a limit of its own."""
+    async for runner in running(replace(config, memory_bytes=96 * MIB)):
+        script = f"{PYTHON} -c '{HOG}' 300; exit 3"
+        ended = (await runner.sh(script, limits=with_limits(memory_bytes=None))).ended
+        assert (ended.exit_code, ended.signal, ended.out_of_memory) == (None, signal.SIGKILL, True)
