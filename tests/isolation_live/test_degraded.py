@@ -160,18 +160,38 @@ QUICK = ("view", "proc", "mounts", "ending", "limits", "death", "fencing")
 LONG = ("outcomes", "hung", "requests", "scratch_limit")
 
 
+#: Attacks by calls and on who shares the user's id; that they are real, only root can show (tests/hostile).
+ATTACKS = (
+    "test_calls.py::test_calls_are_refused_unseen",
+    "test_calls.py::test_no_way_out_by_mounts_and_namespaces",
+    "test_calls.py::test_doors_are_shut",
+    "test_calls.py::test_pid_1_can_be_neither_read_nor_steered",
+    "test_calls.py::test_pid_1_is_not_put_behind_everybody",
+    "test_sockets.py::test_what_one_task_hands_on_leads_to_no_third_one",
+)
+
+
+def _pytest_passes(home: Path, *paths: str) -> None:
+    """Runs tests as that user."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(home / "t"), *paths]
+    environment = ordinary_user.environment(home) | {"TMPDIR": str(home), "PATIENCE": os.environ.get("PATIENCE", "1")}
+    done = subprocess.run(
+        [*ordinary_user.prefix(), *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-20_000:]
+    assert " passed" in done.stdout
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
 def test_promises_hold_for_an_ordinary_user(name: str, home: Path) -> None:
     """All but those that a fixture (`root`, `groups`, `freezer`) takes out, which docs/isolation.md lists."""
-    path = Path(__file__).with_name(f"test_{name}.py")
-    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(home / "t"), str(path)]
-    environment = ordinary_user.environment(home) | {"TMPDIR": str(home)}
-    done = subprocess.run(
-        [*ordinary_user.prefix(), *pytest_], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-20_000:]
-    assert " passed" in done.stdout
+    _pytest_passes(home, str(Path(__file__).with_name(f"test_{name}.py")))
+
+
+@pytest.mark.timeout(400)
+def test_attacks_fail_for_an_ordinary_user_too(home: Path) -> None:
+    _pytest_passes(home, *(str(ROOT / "tests/hostile" / attack) for attack in ATTACKS))
 
 
 def test_what_is_not_enforced_is_said(ordinary: Ordinary) -> None:
