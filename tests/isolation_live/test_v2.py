@@ -18,6 +18,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -189,7 +190,7 @@ def tree() -> Iterator[Path]:
         yield top
     finally:
         for directory in [*sorted((d for d in top.rglob("*") if d.is_dir()), reverse=True), top]:
-            wait_until_sync(lambda directory=directory: _is_removed(directory), what=f"{directory} removed")
+            wait_until_sync(partial(_is_removed, directory), what=f"{directory} removed")
 
 
 def _is_removed(directory: Path) -> bool:
