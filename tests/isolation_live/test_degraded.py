@@ -18,6 +18,7 @@ from tests.support import ordinary_user
 from tests.support.delegated_groups import delegated_groups
 from tests.support.leaks import cgroups_of
 from tests.support.require import require
+from tests.support.wait import patient
 
 pytestmark = [pytest.mark.isolation, pytest.mark.usefixtures("root")]
 
@@ -27,9 +28,13 @@ ROOT = Path(__file__).parents[2]
 PRELUDE = """
 import asyncio, os, sys, time
 from pathlib import Path
+from isolation import client
 from isolation.client import Spawner, SpawnerConfig
 from isolation.errors import HostLacks, SandboxFailed
 from isolation.spec import BindMount, Limits, SandboxSpec
+from tests.support.wait import patient
+
+client.START_LIMIT_S = patient(client.START_LIMIT_S)
 
 async def launch(spawner, name, script, **fields):
     out = os.memfd_create("out")
@@ -87,7 +92,7 @@ def test_without_cgroups_tasks_run_and_die_at_the_deadline(config: SpawnerConfig
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60),
         check=False,
     )
     report, code, ended_by = done.stdout.splitlines()
@@ -140,7 +145,7 @@ def ordinary(config: SpawnerConfig, home: Path) -> Ordinary:
             env=ordinary_user.environment(home),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=patient(120),
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -174,7 +179,7 @@ ATTACKS = (
 def _pytest_passes(home: Path, *paths: str) -> None:
     """Runs tests as that user."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(home / "t"), *paths]
-    environment = ordinary_user.environment(home) | {"TMPDIR": str(home), "PATIENCE": os.environ.get("PATIENCE", "1")}
+    environment = ordinary_user.environment(home) | {"TMPDIR": str(home)}
     done = subprocess.run(
         [*ordinary_user.prefix(), *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

@@ -48,6 +48,7 @@ def environment(home: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",
         "LC_ALL": "C.UTF-8",
+        "PATIENCE": os.environ.get("PATIENCE", "1"),
     }
 
 
