@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 #: Of its share, what a cut leaves free for what comes next.
 _SPARE_PART = 8
-#: A file whose blocks exceed its share by less is left alone: they hold the file system's own tables too.
-BLOCKS_SLACK_BYTES = 1024 * 1024
+#: Blocks that the length does not explain: fewer are the file system's own tables.
+_TABLES_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,21 @@ def _cut(output: Output, share: int, align: int) -> Span | None:
     return Span(start, end) if end > start else None
 
 
-def is_beyond_share(allocated: int, share: int) -> bool:
-    """Whether a file has more on the disk than it may, whatever its length says: a task that writes into its own
-    holes, or reserves room behind the end of its output."""
-    return allocated > share + max(BLOCKS_SLACK_BYTES, share // _SPARE_PART)
+def hidden(output: Output, allocated: int) -> int:
+    """What a file has on the disk (bytes) that its length and its hole do not explain: a task wrote into the hole, or
+    reserved room behind its end."""
+    return max(0, allocated - output.kept)
+
+
+def is_hiding(hidden_bytes: int, share: int) -> bool:
+    """Whether the hole is to be punched once more, which harms nobody."""
+    return hidden_bytes > max(_TABLES_BYTES, share // _SPARE_PART)
+
+
+def is_hoarding(hidden_bytes: int, share: int) -> bool:
+    """Whether room must be behind the end that no file system reserves by itself (XFS: no more than there is before),
+    so that something may be done that could cost such a task some output."""
+    return hidden_bytes > share + _TABLES_BYTES
 
 
 def _down(value: int, align: int) -> int:

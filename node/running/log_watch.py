@@ -11,8 +11,8 @@ nothing, and one that writes a GB/s is some TICK_S ahead of us. A last look when
 finished log is within the limit.
 
 A task may write into its holes, or reserve room behind its end (fallocate(2)). Its blocks tell: then the hole is
-punched once more, and what lies behind the end is let go; on a file system that keeps that, by setting the length to
-what it is, which may cost such a task, and no other, the bytes that it writes in that very moment.
+punched once more, and of what lies behind the end no more is left than its share; on a file system that keeps that, by
+setting the length to what it is, which may cost such a task, and no other, what it writes in that very moment.
 
 Where holes cannot be punched (NFS before 4.2, FAT), a log over its limit is cut off at its beginning: what comes then
 is kept, what was before is not, and nothing tells how much it was. The node's log says so.
@@ -32,7 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from node.core.log_cap import NO_HOLE, Output, Span, cuts, is_beyond_share, shares
+from node.core.log_cap import NO_HOLE, Output, Span, cuts, hidden, is_hiding, is_hoarding, shares
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Watched:
     sizes: list[int] = field(default_factory=lambda: [0, 0])
     #: What was cut out of each.
     holes: list[Span] = field(default_factory=lambda: [NO_HOLE, NO_HOLE])
-    #: Bytes beyond its share that nothing could free: looked at again when there are more.
+    #: Hidden bytes that nothing could free: looked at again when there are more.
     stuck: list[int] = field(default_factory=lambda: [0, 0])
     is_fast: bool = False
     cutting: asyncio.Future[None] | None = None
@@ -190,7 +190,7 @@ class LogWatch:
         for stream, span in enumerate(cuts(outputs, self.limit_bytes, self._align)):
             if span is not None:
                 wanted.append(_Cut(stream, span, allowed[stream]))
-            elif is_beyond_share(allocated[stream] - watched.stuck[stream], allowed[stream]):
+            elif is_hiding(hidden(outputs[stream], allocated[stream]) - watched.stuck[stream], allowed[stream]):
                 wanted.append(_Cut(stream, watched.holes[stream], allowed[stream]))
         return wanted
 
@@ -212,7 +212,7 @@ class LogWatch:
             for cut, fd in zip(wanted, fds, strict=True):
                 if cut.span.length and self._punch(fd, cut.span):
                     watched.holes[cut.stream] = cut.span
-                watched.stuck[cut.stream] = _let_go(fd, cut.share)
+                watched.stuck[cut.stream] = _let_go(fd, watched.holes[cut.stream], cut.share)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -250,23 +250,26 @@ def punch(fd: int, span: Span) -> None:
         raise OSError(number, f"fallocate: {os.strerror(number)}")
 
 
-def _let_go(fd: int, share: int) -> int:
-    """Frees what was reserved behind the end, where a file has too much on the disk. Gives the bytes beyond its share
-    that it still has."""
-    if not is_beyond_share(_allocated(fd), share):
-        return 0
-    with contextlib.suppress(OSError):
-        # Enough on XFS, which reserves room there by itself. A file that grows meanwhile must not be hit.
-        start = os.fstat(fd).st_size + _BEHIND_BYTES
-        punch(fd, Span(start - start % _BEHIND_BYTES, _FAR))
-    if is_beyond_share(_allocated(fd), share):
+def _let_go(fd: int, hole: Span, share: int) -> int:
+    """Frees what was reserved behind the end, where that is much. Gives the bytes that are hidden all the same.
+
+    A file that is only written fast hides nothing: its length and its blocks are of one moment.
+    """
+    if is_hoarding(_hidden(fd, hole), share):
+        with contextlib.suppress(OSError):
+            # Enough on XFS. What a task appends meanwhile must not be hit.
+            start = os.fstat(fd).st_size + _BEHIND_BYTES
+            punch(fd, Span(start - start % _BEHIND_BYTES, _FAR))
+    if is_hoarding(_hidden(fd, hole), share):
         # ext4 punches nothing there; a length that is set, even to what it is, makes it let go (ext4_setattr).
         os.ftruncate(fd, os.fstat(fd).st_size)
-    return max(0, _allocated(fd) - share)
+    left = _hidden(fd, hole)
+    return left if is_hiding(left, share) else 0
 
 
-def _allocated(fd: int) -> int:
-    return os.fstat(fd).st_blocks * _BLOCK_BYTES
+def _hidden(fd: int, hole: Span) -> int:
+    found = os.fstat(fd)
+    return hidden(Output(found.st_size, hole), found.st_blocks * _BLOCK_BYTES)
 
 
 def _within(hole: Span, size: int) -> Span:

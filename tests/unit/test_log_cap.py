@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.core.log_cap import NO_HOLE, Output, Span, cuts, is_beyond_share, shares
+from node.core.log_cap import NO_HOLE, Output, Span, cuts, hidden, is_hiding, is_hoarding, shares
 
 MIB = 1 << 20
 ALIGN = 1 << 16
@@ -103,7 +103,28 @@ def test_a_stream_that_is_cut_keeps_its_beginning_and_its_end(written: list[int]
 
 
 @pytest.mark.parametrize(
-    ("allocated", "expected"), [(8 * MIB, False), (9 * MIB, False), (9 * MIB + 1, True), (10 * MIB, True)]
+    ("output", "allocated", "expected"),
+    [
+        (Output(100 * MIB), 100 * MIB, 0),
+        (Output(100 * MIB), 10 * MIB, 0),  # sparse, or compressed
+        (Output(100 * MIB, Span(8 * MIB, 98 * MIB)), 10 * MIB, 0),
+        (Output(100 * MIB, Span(8 * MIB, 98 * MIB)), 17 * MIB, 7 * MIB),
+        (Output(0), 64 * MIB, 64 * MIB),
+    ],
 )
-def test_tables_of_the_file_system_are_no_output(allocated: int, *, expected: bool) -> None:
-    assert is_beyond_share(allocated, 8 * MIB) is expected
+def test_what_the_length_does_not_explain(output: Output, allocated: int, expected: int) -> None:
+    assert hidden(output, allocated) == expected
+
+
+@pytest.mark.parametrize(
+    ("hidden_mib", "share_mib", "hides", "hoards"),
+    [
+        *[(0, 8, False, False), (1, 8, False, False), (2, 8, True, False), (9, 8, True, False), (10, 8, True, True)],
+        *[(2, 128, False, False), (17, 128, True, False), (130, 128, True, True)],
+    ],
+)
+def test_tables_and_what_a_file_system_reserves_by_itself_are_nothing(
+    hidden_mib: int, share_mib: int, *, hides: bool, hoards: bool
+) -> None:
+    assert is_hiding(hidden_mib * MIB, share_mib * MIB) is hides
+    assert is_hoarding(hidden_mib * MIB, share_mib * MIB) is hoards

@@ -113,6 +113,27 @@ async def test_blocks_are_freed_while_it_is_written(store: LogStore) -> None:
     check(read_all(store), 20 * MIB)
 
 
+async def test_nothing_is_lost_of_what_is_written_while_holes_are_punched(store: LogStore) -> None:
+    """A writer that is always far over its limit: its blocks are no reason to touch its end."""
+    opened = store.open(TASK, 1)
+    block = b"x" * (MIB // 2)
+    stop = threading.Event()
+    written = 0
+
+    def write() -> None:
+        nonlocal written
+        while not stop.is_set() and written < 2048 * MIB:
+            written += os.write(opened.stdout, block)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    await wait_until(lambda: written >= 512 * MIB, 100)
+    stop.set()
+    thread.join()
+    assert os.fstat(opened.stdout).st_size == written
+    await store.settle(TASK, 1)
+
+
 async def test_a_follower_beside_a_fast_writer_gets_no_zeros(store: LogStore) -> None:
     """It reads where holes are being punched: what it gets is what was written, or told as missing."""
     opened = store.open(TASK, 1)
@@ -148,7 +169,8 @@ async def test_a_hole_that_is_punched_between_the_question_and_the_read(
     os.write(opened.stdout, text(0, MIB))
     reader = store.find(TASK, 1, "stdout")
     assert reader is not None
-    real, zeros = os.pread, []
+    real = os.pread
+    zeros: list[bool] = []
 
     def late(fd: int, size: int, offset: int) -> bytes:
         if not zeros:
