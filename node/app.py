@@ -7,7 +7,6 @@ import contextlib
 import logging
 import signal
 import sys
-import time
 
 from etcd.binary import EtcdNotFound
 from etcd.errors import StoreError
@@ -15,6 +14,7 @@ from etcd.server import EtcdNotReady
 from isolation.errors import HostLacks, SpawnerDied
 from node.api.server import AddressInUse
 from node.assembly import Assembly
+from node.cli.visible import visible
 from node.cluster.founding import WrongCluster
 from node.cluster.host_record import HostRefused
 from node.cluster.membership import MembershipError
@@ -23,6 +23,7 @@ from node.datadir import DataDir, DataDirError
 from node.joining.foothold import stand
 from node.joining.peer_answers import JoinRefused
 from node.joining.place import Place
+from node.log_lines import start_logging
 from node.trust.authority import TrustError
 
 log = logging.getLogger(__name__)
@@ -39,18 +40,18 @@ def main(settings: Settings, join_token: str | None = None) -> int:
 
     join_token: needed where settings.peers are to be joined for the first time.
     """
-    _start_logging(settings.log_level)
+    start_logging(settings.log_level)
     try:
         asyncio.run(_until_signal(settings, join_token))
     except REFUSALS as error:
-        print(f"node: {error}", file=sys.stderr)  # noqa: T201  (the command line's own error)
+        print(f"node: {visible(str(error))}", file=sys.stderr)  # noqa: T201  (the command line's own error)
         return 1
     except BaseExceptionGroup as group:
         refused, others = group.split(REFUSALS)
         if refused is None or others is not None:
             log.exception("the node broke; its tasks are requeued by its peers, or by whoever starts next")
             return 1
-        print(f"node: {_first(refused)}", file=sys.stderr)  # noqa: T201  (the command line's own error)
+        print(f"node: {visible(str(_first(refused)))}", file=sys.stderr)  # noqa: T201  (the command line's own error)
         return 1
     return 0
 
@@ -60,18 +61,6 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _start_logging(level: str) -> None:
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(
-        level=level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
-    for name in ("grpc", "asyncio"):  # their debug lines are about themselves, a dozen for each call
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 async def _until_signal(settings: Settings, join_token: str | None) -> None:

@@ -150,6 +150,8 @@ def test_commands_labels_and_errors_on_a_terminal(node: HostileNode) -> None:
         assert acting(shown) == [], (verb, shown)
         assert shown.count(b"\n") >= 1
     assert acting(on_a_terminal(node, "run", "--", f"/no/such/{_EVIL}")) == []
+    # A node in the foreground has its own log on a terminal.
+    assert acting(node.node.log.read_bytes()) == []
 
 
 @pytest.mark.parametrize(
