@@ -89,6 +89,19 @@ class View:
         kernel.pivot_root_here()
         self._own_namespace = os.open("self/ns/mnt", flags, dir_fd=proc_fd)
         self._own_root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        if is_ordinary:
+            self._cover_on_host(config.hidden)
+
+    def _cover_on_host(self, hidden: Sequence[Path]) -> None:
+        """Covers the node's own directories where mounts are taken from, which for an ordinary user is his spawner's
+        own copy of the host's: tasks have the rights of the node's user, and a mount or share may hold them."""
+        kernel.setns(self._host_namespace, sys_.CLONE_NEWNS)
+        try:
+            for path in hidden:
+                if path.is_dir():
+                    _make_read_only(_cover(str(path)))
+        finally:
+            self._come_back()
 
     def attach(self, mounts: Sequence[BindMount]) -> list[Attachment]:
         """Detached trees for these mounts and the shares that must be attached per sandbox. Raises StepFailed.

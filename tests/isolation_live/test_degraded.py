@@ -304,6 +304,39 @@ asyncio.run(main())
         shutil.rmtree(place)
 
 
+def test_the_nodes_own_directory_comes_in_by_no_mount(ordinary: Ordinary, home: Path) -> None:
+    """Permissions do not keep a task from it, which has the node's user: not where a mount or a share holds it."""
+    own = home / "node"
+    own.mkdir()
+    (own / "key").write_text("secret")
+    (home / "data").write_text("content")
+    for path in (own, own / "key", home / "data"):
+        os.chown(path, ordinary_user.UID, ordinary_user.GID)
+    program = (
+        PRELUDE
+        + f"""
+async def main():
+    spawner = await start(shares=(BindMount("{home}", "{home}", False),), hidden=(Path("{own}"),))
+    mount = BindMount("{home}", "/data", False)
+    script = "cat {home}/data /data/data; ls -A {home}/node /data/node; mv /data/node /data/x; ls -A /data/x"
+    print((await run(spawner, "a", script, mounts=(mount,)))[1])
+    for source in ("{own}/key", "{own}"):
+        try:
+            print(await run(spawner, "b", "ls -A /data", mounts=(BindMount(source, "/data"),)))
+        except SandboxFailed as failed:
+            print(failed.report.step, failed.report.errno)
+    await spawner.close()
+
+asyncio.run(main())
+"""
+    )
+    said = "\n".join(ordinary(program))
+    assert "secret" not in said
+    assert "key" not in said
+    assert said.startswith("contentcontent")
+    assert "mount 2" in said  # ENOENT
+
+
 def test_a_host_that_forbids_user_namespaces_is_told(ordinary: Ordinary) -> None:
     """In a user namespace of the test's own, which has that setting for itself."""
     forbid = """
