@@ -1,7 +1,7 @@
 #!/bin/bash
 # Downloads what the guest needs (QEMU, a kernel with control groups of version 2, virtiofsd, busybox) as Debian
 # packages and unpacks them into a directory: nothing is installed, and the system's own lists and cache stay as they are.
-# usage: tests/guest/fetch.sh DEST     about 70 MB to download once, 220 MB unpacked; a second run needs no network
+# usage: tests/guest/fetch.sh DEST     about 60 MB to download once, 180 MB unpacked; a second run needs no network
 #
 # Only what this system lacks is downloaded: libraries that are installed are used from where they are.
 set -euo pipefail
@@ -39,7 +39,7 @@ private_apt() {
 
 quietly() { "$@" >"$WORK/log" 2>&1 || { cat "$WORK/log" >&2; die "failed: $*"; }; }
 
-say "fetching QEMU and a kernel into $DEST (once, about 70 MB)"
+say "fetching QEMU and a kernel into $DEST (once, about 60 MB)"
 # A source that does not answer (one of somebody else's, say) is no reason to stop: the downloads below decide.
 private_apt apt-get update >"$WORK/log" 2>&1 || say "apt-get update: $(grep -m 1 '^[EW]:' "$WORK/log" || true)"
 kernel=$(private_apt apt-cache depends linux-image-cloud-amd64 | grep -oE 'linux-image-[0-9][^ ]*' | head -n 1) ||
@@ -54,6 +54,10 @@ rm -rf "$WORK"/tree/usr/share/{doc,man,locale} "$WORK"/tree/lib/modules/*/kernel
 for file in usr/bin/qemu-system-x86_64 usr/lib/qemu/virtiofsd bin/busybox bin/kmod; do
     [ -e "$WORK/tree/$file" ] || die "$file is in none of the packages: is this Debian 12?"
 done
+# It has to run here, not only to be there.
+libraries=$(printf "$WORK/tree/%s:" usr/lib/x86_64-linux-gnu{,/pulseaudio} lib/x86_64-linux-gnu)
+quietly env LD_LIBRARY_PATH="$libraries" "$WORK/tree/usr/bin/qemu-system-x86_64" --version
+quietly env LD_LIBRARY_PATH="$libraries" "$WORK/tree/usr/lib/qemu/virtiofsd" --version
 rm -rf "$DEST/tree"
 mv "$WORK/tree" "$DEST/tree"
 echo "$wanted" >"$DEST/stamp"

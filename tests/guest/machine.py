@@ -176,6 +176,8 @@ def _qemu(cache: Path, place: Path, size: Size, output: int) -> list[str]:
     return [
         str(tree / "usr/bin/qemu-system-x86_64"),
         *("-L", str(tree / "usr/share/qemu"), "-L", str(tree / "usr/share/seabios")),
+        # Attacks run in there: what breaks out finds little to do.
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-accel", accelerator, "-M", "q35,sata=off,smbus=off,usb=off", "-cpu", "max,la57=off"),
         *("-m", str(size.memory_mib), "-smp", str(size.cpus), "-nodefaults", "-no-reboot", "-display", "none"),
         *("-object", f"memory-backend-memfd,id=memory,size={size.memory_mib}M,share=on", "-numa", "node,memdev=memory"),
