@@ -19,8 +19,8 @@ HARMLESS_IN_PROC = re.compile(
     "/proc/("
     "buddyinfo|cgroups|cmdline|config.gz|consoles|cpuinfo|crypto|devices|diskstats|dma|execdomains|fb|filesystems|"
     "iomem|ioports|kallsyms|key-users|loadavg|locks|mdstat|meminfo|misc|modules|mtrr|partitions|pressure|schedstat|"
-    "softirqs|stat|swaps|uptime|version|version_signature|vmstat|zoneinfo|dynamic_debug|bootconfig|"
-    "(acpi|asound|bus|driver|fs|irq|scsi|sys|sysvipc|tty)/.*|pressure/(cpu|io|irq|memory)"
+    "softirqs|stat|swaps|uptime|version|version_signature|vmstat|zoneinfo|bootconfig|"
+    "(acpi|asound|bus|driver|dynamic_debug|fs|irq|scsi|sys|sysvipc|tty)/.*|pressure/(cpu|io|irq|memory)"
     ")"
 )
 #: They can be opened for writing by everybody, and do no harm: the first refuses whoever has no capability, the others
