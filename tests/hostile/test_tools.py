@@ -17,6 +17,7 @@ from isolation.spec import Limits
 from tests.hostile.harness import throwaway_command
 from tests.isolation_live.conftest import PATH, Runner, text
 from tests.support.require import require
+from tests.support.wait import patient
 
 pytestmark = pytest.mark.isolation
 
@@ -132,7 +133,7 @@ async def test_stress_ng_breaks_nothing(runner: Runner, group: str) -> None:
     ]
     for name in names:
         argv += [f"--{name}", "1"]
-    spec = runner.spec(*argv, limits=LIMITS, timeout_s=4.0 * STRESS_S, grace_s=2.0)
+    spec = runner.spec(*argv, limits=LIMITS, timeout_s=patient(30.0), grace_s=2.0)
     stress, out, err = await runner.launch(spec)
     ended = asyncio.create_task(stress.wait())
     beside = 0
@@ -145,4 +146,4 @@ async def test_stress_ng_breaks_nothing(runner: Runner, group: str) -> None:
     assert end.usage.memory_peak_bytes <= (LIMITS.memory_bytes or 0) + MEMORY_SLACK_BYTES
     # Some refuse to start without rights; were it all, this would be no attack. Lines of `name operations seconds ...`.
     worked = {match[1] for match in re.finditer(r"metrc: \[\d+\] (\S+) +[1-9]\d* +\d", text(out) + text(err))}
-    assert len(worked & set(names)) >= 3, (end, text(err))
+    assert len(worked & set(names)) >= 3 or end.out_of_memory, (end, text(err))

@@ -128,9 +128,10 @@ def handle() -> None:
     """Opens a file by the number of its inode, past every directory above it: how a container was once escaped."""
     name = struct.pack("Ii", 128, 0) + bytes(128)
     buffer = ctypes.create_string_buffer(name, len(name))
-    directory = os.open("/", os.O_RDONLY)
+    directory = os.open("/tmp", os.O_RDONLY)
+    Path("/tmp/by-handle").touch()
     mount_id = ctypes.c_int()
-    syscall(303, directory, b"etc", buffer, ctypes.byref(mount_id), 0)
+    syscall(303, directory, b"by-handle", buffer, ctypes.byref(mount_id), 0)
     os.close(syscall(304, directory, buffer, os.O_RDONLY))
 
 
