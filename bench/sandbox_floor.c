@@ -53,19 +53,21 @@ struct plan {
     char *scratch;
 };
 
-struct notice {
-    int kind, value;
-    int64_t at_ns;
+/* What a PID 1 says, in memory that outlives it. */
+struct note {
+    int64_t started_ns, ended_ns;
+    int status, failed_step, error;
 };
 
-/* Shared with the lanes. */
+/* Shared with the lanes and with each PID 1. */
 struct results {
+    struct note notes[LANES_MAX];
     int64_t cpu_ns[LANES_MAX];
     int64_t ns[COUNT_MAX];
 };
 
 static struct plan plans[LANES_MAX];
-static int plan_count, notices;
+static int plan_count, rings;
 static char **command_argv;
 static int requests = -1, spawner;
 static const char *head, *tail;
@@ -153,12 +155,6 @@ static void read_plans(int fd)
 
 /* ---- one sandbox ------------------------------------------------------------------------------------------------ */
 
-static void say(int kind, int number)
-{
-    struct notice n = {kind, number, clock_ns(CLOCK_REALTIME)};
-    send(REPORT_FD, &n, sizeof n, MSG_NOSIGNAL);
-}
-
 static void run_command(struct plan *p)
 {
     sigset_t none;
@@ -174,7 +170,7 @@ static void run_command(struct plan *p)
     _exit(127);
 }
 
-static void pid_1(struct plan *p)
+static void pid_1(struct plan *p, struct note *note)
 {
     sigset_t mask;
     struct itimerspec later = {{0, 0}, {1, 0}};
@@ -183,7 +179,9 @@ static void pid_1(struct plan *p)
         struct step *s = &p->steps[i];
         long *a = s->args;
         if (syscall(s->number, a[0], a[1], a[2], a[3], a[4], a[5]) < 0 && errno != s->tolerated) {
-            say(-(int)i - 1, errno);
+            note->failed_step = (int)i;
+            note->error = errno;
+            send(REPORT_FD, "", 1, MSG_NOSIGNAL);
             _exit(1);
         }
     }
@@ -195,7 +193,8 @@ static void pid_1(struct plan *p)
     pid_t pid = vfork();
     if (pid == 0)
         run_command(p);
-    say(0, 0);
+    note->started_ns = clock_ns(CLOCK_REALTIME);
+    send(REPORT_FD, "", 1, MSG_NOSIGNAL);
     syscall(SYS_close_range, 0, 2, 0);
     timerfd_settime(timer, 0, &later, NULL);
     for (;;) {
@@ -209,19 +208,10 @@ static void pid_1(struct plan *p)
             _exit(1);
         for (pid_t gone; (gone = waitpid(-1, &status, WNOHANG)) > 0;)
             if (gone == pid) {
-                kill(-1, SIGKILL);
-                say(1, status);
+                note->status = status;
+                note->ended_ns = clock_ns(CLOCK_REALTIME);
                 _exit(0);
             }
-    }
-}
-
-static void hear(void)
-{
-    struct notice n;
-    if (recv(notices, &n, sizeof n, 0) != sizeof n || n.kind < 0 || (n.kind == 1 && n.value != 0)) {
-        fprintf(stderr, "a sandbox failed: step %d: %s\n", -n.kind - 1, strerror(n.value));
-        exit(1);
     }
 }
 
@@ -247,9 +237,12 @@ static void settle(struct plan *p)
 static void one_sandbox(int lane)
 {
     struct plan *p = &plans[lane];
+    struct note *note = &results->notes[lane];
     struct clone_args c = {0};
     sigset_t all, before;
+    char ring;
 
+    memset(note, 0, sizeof *note);
     c.flags = (uint64_t)p->flags | CLONE_CLEAR_SIGHAND;
     c.exit_signal = SIGCHLD;
     if (p->into_fd >= 0) {
@@ -260,14 +253,18 @@ static void one_sandbox(int lane)
     sigprocmask(SIG_BLOCK, &all, &before);
     long pid = syscall(SYS_clone3, &c, sizeof c);
     if (pid == 0)
-        pid_1(p);
+        pid_1(p, note);
     sigprocmask(SIG_SETMASK, &before, NULL);
     if (pid < 0)
         die("clone3");
-    hear();
-    hear();
+    if (recv(rings, &ring, 1, 0) != 1)
+        die("ring");
     if (waitpid((pid_t)pid, NULL, 0) < 0)
         die("waitpid");
+    if (!note->ended_ns || note->status != 0) {
+        fprintf(stderr, "a sandbox failed: step %d: %s\n", note->failed_step, strerror(note->error));
+        exit(1);
+    }
     settle(p);
 }
 
@@ -384,7 +381,7 @@ static void run_lane(int lane, long from, long to, long gap_us)
     if (!command_argv) {
         if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
             die("socketpair");
-        notices = pair[0];
+        rings = pair[0];
         dup3(pair[1], REPORT_FD, O_CLOEXEC);
         close(pair[1]);
     }
