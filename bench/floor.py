@@ -113,7 +113,7 @@ def _recorded(config: SpawnerConfig, lanes: int) -> bytes:
     _sandbox.spawn = record  # the one place where the launcher would clone
     sandboxes = [launcher.launch(sandbox_spec(f"floor-{lane}"), (null, null, null)) for lane in range(lanes)]
     plans = [
-        _plan(one, *_files(sandbox), launcher._scratch.fd, sandbox.spec.id)
+        _plan(one, *_files(sandbox), launcher._scratch.fd, launcher._scratch.path_of(sandbox.spec.id))
         for one, sandbox in zip(cloned, sandboxes, strict=True)
     ]
     return struct.pack("=q", lanes) + b"".join(plans)

@@ -61,7 +61,7 @@ class Launcher:
         with contextlib.ExitStack() as undo:
             uid = self._users.take()
             undo.callback(self._users.give_back, uid)
-            self._scratch.make(spec.id, uid, self._users.gid, spec.limits.scratch_bytes)
+            scratch = self._scratch.make(spec.id, uid, self._users.gid, spec.limits.scratch_bytes)
             undo.callback(self._scratch.remove, spec.id)
             group = self._parent.acquire(spec.id)
             undo.callback(group.release)
@@ -79,6 +79,7 @@ class Launcher:
                     attachments=attachments,
                     uid=uid,
                     gid=self._users.gid,
+                    scratch=scratch,
                     stdio=stdio,
                     nofile=self._nofile,
                     filter=self._filter,

@@ -65,6 +65,8 @@ class Resources:
     attachments: Sequence[Attachment]
     uid: int
     gid: int
+    #: Path of its scratch directory below the one that holds all.
+    scratch: str
     #: stdin, stdout, stderr; none of them is 0 to 3.
     stdio: tuple[int, int, int]
     nofile: tuple[int, int]
@@ -88,7 +90,7 @@ def steps(spec: SandboxSpec, r: Resources) -> list[Step]:
     plan.append(_PROC)
     plan += _masked(tuple(r.masked_in_proc))
     plan += _mounts(None if own is None else own.tmp_bytes)
-    plan.append(_mount("scratch", f"{STAGE}/{spec.id}", SCRATCH_DIR, "", flags=sys_.MS_BIND))
+    plan.append(_mount("scratch", f"{STAGE}/{r.scratch}", SCRATCH_DIR, "", flags=sys_.MS_BIND))
     for attachment in r.attachments:
         plan += _attach(attachment)
     plan.append(_STAGE)

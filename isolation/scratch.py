@@ -5,8 +5,8 @@ small steps between other work: a directory that must go is renamed into the tra
 into the trash too instead of being descended into; depth and descriptors stay constant, and no symbolic link is ever
 followed.
 
-A directory that comes back empty, and with nothing attached to it (mode, attributes), is kept and renamed for the next
-sandbox: five times cheaper than rmdir and mkdir on ext4, which looks long for an inode that was not deleted lately.
+A directory that comes back empty, and with nothing attached to it (mode, attributes), is kept for the next sandbox:
+five times cheaper than rmdir and mkdir on ext4, which looks long for an inode that was not deleted lately.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class ScratchRoot:
-    """The directory that holds them all; names are sandbox ids."""
+    """The directory that holds them all; names are sandbox ids, and no paths."""
 
     def __init__(self, root: Path, limit_bytes: int | None = None) -> None:
         """limit_bytes: what each directory may hold; None: a quarter of the file system. Raises OSError."""
@@ -49,7 +49,10 @@ class ScratchRoot:
         self._project_of: dict[str, int] = {}
         with contextlib.suppress(FileExistsError):
             os.mkdir(TRASH, 0o700, dir_fd=self.fd)
+        #: All directories are below SPARE under a number of their own, in use or not: what changes hands is renamed
+        #: nowhere, since a rename takes a lock of the whole file system, and longer than everything else here.
         self._spares: list[tuple[str, int]] = []
+        self._in_use: dict[str, str] = {}
         self._trash = os.open(TRASH, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
         self._next = 0
         self._queue: deque[str] = deque()
@@ -65,33 +68,39 @@ class ScratchRoot:
         os.mkdir(SPARE, 0o700, dir_fd=self.fd)
         self._spare = os.open(SPARE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
 
-    def make(self, name: str, uid: int, gid: int, wanted_bytes: int | None = None) -> None:
-        """An empty directory of that owner, bounded where the file system can do that. wanted_bytes: what it may hold,
-        where that is less than each may. Raises OSError."""
-        self._make(name, uid, gid)
-        if self._projects is not None:
-            try:
-                self._bound(self._projects, name, limit_of(wanted_bytes, self.limit_bytes))
-            except OSError:
-                self._throw(name, self.fd)
-                raise
+    def make(self, name: str, uid: int, gid: int, wanted_bytes: int | None = None) -> str:
+        """An empty directory of that owner, bounded where the file system can do that: its path below the root.
+        wanted_bytes: what it may hold, where that is less than each may. Raises OSError."""
+        if name in self._in_use:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        directory, owner = self._spares.pop() if self._spares else self._new()
+        try:
+            if owner != uid:
+                os.chown(directory, uid, gid, dir_fd=self._spare)
+            if self._projects is not None:
+                self._bound(self._projects, name, directory, limit_of(wanted_bytes, self.limit_bytes))
+        except OSError:
+            self._throw(directory, self._spare)
+            raise
+        self._in_use[name] = directory
+        return self.path_of(name)
 
-    def _bound(self, projects: quota.Projects, name: str, limit: Space) -> None:
-        fd = os.open(name, _DIRECTORY, dir_fd=self.fd)
+    def path_of(self, name: str) -> str:
+        """Below the root, of one that is in use."""
+        return f"{SPARE}/{self._in_use[name]}"
+
+    def _bound(self, projects: quota.Projects, name: str, directory: str, limit: Space) -> None:
+        fd = os.open(directory, _DIRECTORY, dir_fd=self._spare)
         try:
             self._project_of[name] = projects.bound(fd, limit)
         finally:
             os.close(fd)
 
-    def _make(self, name: str, uid: int, gid: int) -> None:
-        if not self._spares:
-            os.mkdir(name, 0o700, dir_fd=self.fd)
-            os.chown(name, uid, gid, dir_fd=self.fd)
-            return
-        spare, owner = self._spares.pop()
-        os.rename(spare, name, src_dir_fd=self._spare, dst_dir_fd=self.fd)
-        if owner != uid:
-            os.chown(name, uid, gid, dir_fd=self.fd)
+    def _new(self) -> tuple[str, int]:
+        """A directory, and its owner, who is no sandbox's user."""
+        self._next += 1
+        os.mkdir(str(self._next), 0o700, dir_fd=self._spare)
+        return str(self._next), -1
 
     def remove(self, name: str, *, may_keep: bool = True) -> None:
         """Out of sight at once: kept for the next one where it is empty and may be, else handed to `tidy`.
@@ -101,13 +110,16 @@ class ScratchRoot:
         self._unbound(name)
         self._queue.extend(self._stubborn)
         self._stubborn.clear()
+        directory = self._in_use.pop(name, None)
+        if directory is None:
+            return
         try:
-            if not may_keep or len(self._spares) >= SPARES_MAX or not self._keep(name):
-                os.rmdir(name, dir_fd=self.fd)
+            if not may_keep or len(self._spares) >= SPARES_MAX or not self._keep(directory):
+                os.rmdir(directory, dir_fd=self._spare)
         except FileNotFoundError:
             return
         except OSError:
-            self._throw(name, self.fd)
+            self._throw(directory, self._spare)
 
     def _unbound(self, name: str) -> None:
         """What is left in it counts until it is removed, against nothing."""
@@ -116,9 +128,9 @@ class ScratchRoot:
             with contextlib.suppress(OSError):  # of a project that is never used again
                 self._projects.release(project)
 
-    def _keep(self, name: str) -> bool:
+    def _keep(self, directory: str) -> bool:
         """Makes it a spare if nothing tells it from a new one. Raises OSError."""
-        fd = os.open(name, _DIRECTORY, dir_fd=self.fd)
+        fd = os.open(directory, _DIRECTORY, dir_fd=self._spare)
         try:
             # An attribute, also an access list, would be a message from one task to the next.
             found = os.fstat(fd)
@@ -128,10 +140,7 @@ class ScratchRoot:
                 quota.set_project(fd, 0)
         finally:
             os.close(fd)
-        self._next += 1
-        spare = str(self._next)
-        os.rename(name, spare, src_dir_fd=self.fd, dst_dir_fd=self._spare)
-        self._spares.append((spare, found.st_uid))
+        self._spares.append((directory, found.st_uid))
         return True
 
     def _throw(self, name: str, dir_fd: int) -> None:

@@ -24,6 +24,7 @@ from isolation.scratch_tree import Count, Measuring, Nameless, Tree
 
 @dataclass(slots=True)
 class _Watched:
+    path: str
     limit: Space
     known: Known
     #: In the file system, when the sandbox began.
@@ -73,11 +74,12 @@ class ScratchWatch:
         self._watched: dict[str, _Watched] = {}
         self._measurement: _Measurement | None = None
 
-    def add(self, name: str, wanted_bytes: int | None) -> None:
-        """A new and empty directory. wanted_bytes: its own limit; more than each may have is as much."""
+    def add(self, name: str, wanted_bytes: int | None, path: str | None = None) -> None:
+        """A new and empty directory. wanted_bytes: its own limit; more than each may have is as much. path: below the
+        root, where that is not the name."""
         free = self._free()
         limit = policy.limit_of(wanted_bytes, self._limit_bytes)
-        self._watched[name] = _Watched(limit, Known(Space(0, 0), free, self._clock()), free)
+        self._watched[name] = _Watched(path or name, limit, Known(Space(0, 0), free, self._clock()), free)
 
     def remove(self, name: str) -> None:
         """Its sandbox is gone; quiet where it is not watched."""
@@ -129,7 +131,7 @@ class ScratchWatch:
         count = Count(self._watched[name].limit)
         measurement = _Measurement(name, count, [], free, self._clock())
         try:
-            measurement.parts.append(Tree(self._root_fd, name, count))
+            measurement.parts.append(Tree(self._root_fd, self._watched[name].path, count))
         except OSError:
             self._note(measurement, self._watched[name].known.used)
             return

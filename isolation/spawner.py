@@ -328,7 +328,7 @@ class Spawner:
         sandbox = self._launcher.launch(spec, stdio)
         self._by_note[sandbox.note] = self._by_id[spec.id] = self._by_pid[sandbox.pid] = sandbox
         sandbox.timers.append(self._timers.after(START_LIMIT_S, lambda: self._give_up(sandbox)))
-        self._scratch_watch.add(spec.id, spec.limits.scratch_bytes)
+        self._scratch_watch.add(spec.id, spec.limits.scratch_bytes, self._scratch.path_of(spec.id))
         if not self._is_looking:
             self._is_looking = True
             self._timers.after(LOOK_EVERY_S, self._look_at_scratch)

@@ -23,6 +23,7 @@ RESOURCES = plan.Resources(
     attachments=(),
     uid=65534,
     gid=65533,
+    scratch=".spare/1",
     stdio=(30, 31, 32),
     nofile=(1024, 4096),
     filter=b"\0" * 16,

@@ -41,12 +41,13 @@ def test_made_and_removed(root: Path) -> None:
 
 def test_an_empty_one_is_used_again_as_if_it_were_new(root: Path) -> None:
     scratch = ScratchRoot(root)
-    scratch.make("a", os.getuid(), os.getgid())
-    inode = (root / "a").stat().st_ino
+    first = scratch.make("a", os.getuid(), os.getgid())
+    inode = (root / first).stat().st_ino
     scratch.remove("a")
-    scratch.make("b", os.getuid(), os.getgid())
-    assert (root / "b").stat().st_ino == inode
-    assert names_in(root) == [SPARE, TRASH, "b"]
+    second = scratch.make("b", os.getuid(), os.getgid())
+    assert second == scratch.path_of("b")
+    assert (root / second).stat().st_ino == inode
+    assert names_in(root) == [SPARE, TRASH]
     scratch.remove("b")
     scratch.close()
     assert names_in(root) == []
@@ -55,19 +56,19 @@ def test_an_empty_one_is_used_again_as_if_it_were_new(root: Path) -> None:
 @pytest.mark.parametrize("trace", ["mode", "attribute", "file"])
 def test_one_with_a_trace_of_its_task_is_not_used_again(root: Path, trace: str) -> None:
     scratch = ScratchRoot(root)
-    scratch.make("a", os.getuid(), os.getgid())
+    own = root / scratch.make("a", os.getuid(), os.getgid())
     if trace == "mode":
-        (root / "a").chmod(0o711)
+        own.chmod(0o711)
     elif trace == "attribute":
-        os.setxattr(root / "a", "user.message", b"to the next")
+        os.setxattr(own, "user.message", b"to the next")
     else:
-        (root / "a" / "file").touch()
+        (own / "file").touch()
     scratch.remove("a")
     assert names_in(root / SPARE) == []
-    scratch.make("b", os.getuid(), os.getgid())
-    assert (root / "b").stat().st_mode & 0o777 == 0o700
-    assert os.listxattr(root / "b") == []
-    assert names_in(root / "b") == []
+    second = root / scratch.make("b", os.getuid(), os.getgid())
+    assert second.stat().st_mode & 0o777 == 0o700
+    assert os.listxattr(second) == []
+    assert names_in(second) == []
     _tidy(scratch)
     scratch.remove("b")
     scratch.close()
@@ -75,9 +76,9 @@ def test_one_with_a_trace_of_its_task_is_not_used_again(root: Path, trace: str) 
 
 def test_removal_of_much_goes_in_steps(root: Path) -> None:
     scratch = ScratchRoot(root)
-    scratch.make("a", os.getuid(), os.getgid())
+    own = root / scratch.make("a", os.getuid(), os.getgid())
     for i in range(STEP_ENTRIES * 3):
-        (root / "a" / str(i)).touch()
+        (own / str(i)).touch()
     scratch.remove("a")
     assert names_in(root) == [SPARE, TRASH]  # out of the way at once
     assert _tidy(scratch) >= 3
@@ -87,8 +88,8 @@ def test_removal_of_much_goes_in_steps(root: Path) -> None:
 
 def test_deep_nesting_takes_no_depth(root: Path) -> None:
     scratch = ScratchRoot(root)
-    scratch.make("a", os.getuid(), os.getgid())
-    here = os.open(root / "a", os.O_RDONLY)
+    own = root / scratch.make("a", os.getuid(), os.getgid())
+    here = os.open(own, os.O_RDONLY)
     for _ in range(3000):  # far beyond the recursion limit, and PATH_MAX
         os.mkdir("d" * 20, dir_fd=here)
         deeper = os.open("d" * 20, os.O_RDONLY, dir_fd=here)
@@ -106,10 +107,10 @@ def test_links_are_removed_and_not_followed(root: Path, tmp_path: Path) -> None:
     outside.mkdir()
     (outside / "kept").touch()
     scratch = ScratchRoot(root)
-    scratch.make("a", os.getuid(), os.getgid())
-    (root / "a" / "link").symlink_to(outside)
-    (root / "a" / "dangling").symlink_to("/nowhere")
-    os.mkfifo(root / "a" / "fifo")
+    own = root / scratch.make("a", os.getuid(), os.getgid())
+    (own / "link").symlink_to(outside)
+    (own / "dangling").symlink_to("/nowhere")
+    os.mkfifo(own / "fifo")
     scratch.remove("a")
     _tidy(scratch)
     assert names_in(root / TRASH) == []
