@@ -65,6 +65,8 @@ class V1Group:
         if self._has_socket_limit:
             files.write(dirs["memory"], _SOCKETS, UNLIMITED)
         self._in_force: dict[str, str | int] = {}
+        #: Those that are in force as a whole.
+        self._limits: Limits | None = None
         #: What the counters that are not reset showed when the group was last given to nobody.
         self._cpu_ns_before = self._number("cpuacct.usage")
         self._oom_kills_before, self._io_before = self._seen = self._oom_kills(), self._io()
@@ -74,11 +76,15 @@ class V1Group:
         return self._task_fds
 
     def limit(self, limits: Limits) -> None:
+        if limits == self._limits:  # the last sandbox's, as in a batch of the same tasks
+            return
+        self._limits = None
         self._set("cpu", "cpu.cfs_quota_us", max(1000, round(limits.cpu * CPU_PERIOD_US)))
         self._set("pids", "pids.max", limits.pids + REAPER_PIDS)
         self._limit_memory(UNLIMITED if limits.memory_bytes is None else limits.memory_bytes)
         self._limit_io("blkio.throttle.read_bps_device", limits.io_read_bytes_per_s)
         self._limit_io("blkio.throttle.write_bps_device", limits.io_write_bytes_per_s)
+        self._limits = limits
 
     def _limit_memory(self, limit: int) -> None:
         if "memory" not in self._dirs or self._in_force.get("memory.limit_in_bytes", UNLIMITED) == limit:
