@@ -38,7 +38,13 @@ class SandboxFailed(Exception):  # noqa: N818  (as above)
         self.report = report
 
 
-def explain(errno: int, subject: str) -> str:
-    """What the kernel said, about what."""
-    words = os.strerror(errno) if errno else "failed"
+#: A path may have 4,096 characters; reports are cut at their end, where the reason is.
+_SUBJECT_CHARS_MAX = 1000
+
+
+def explain(errno: int, subject: str, words: str = "") -> str:
+    """What the kernel said (or other words for it), about what; of a subject without end, its beginning."""
+    words = words or (os.strerror(errno) if errno else "failed")
+    if len(subject) > _SUBJECT_CHARS_MAX:
+        subject = f"{subject[:_SUBJECT_CHARS_MAX]}..."
     return f"{subject}: {words}" if subject else words

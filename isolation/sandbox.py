@@ -92,8 +92,8 @@ class Sandbox:
         command = self.spec.argv[0]
         tried = os.fsdecode(self.paths[min(notice.a, len(self.paths) - 1)])
         subject = command if notice.b == errno.ENOENT else tried
-        words = _EXEC_WORDS.get(notice.b) or os.strerror(notice.b)
-        return SetupFailed(self.spec.id, "exec", notice.b, subject, f"{subject}: {words}")
+        words = _EXEC_WORDS.get(notice.b, "")
+        return SetupFailed(self.spec.id, "exec", notice.b, subject, explain(notice.b, subject, words))
 
     def ended(self, wait_status: int, stats: Stats, now: float) -> Ended:
         """The report for a sandbox that is gone. `wait_status` is that of PID 1, which counts if it said nothing."""
