@@ -26,8 +26,10 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import fcntl
 import logging
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +54,8 @@ LIMIT_MIN_BLOCKS = 16
 FAST_TICK_S = 0.02
 #: A punch waits for its file's pages that are on their way to the disk; others must not wait for it.
 THREADS = 4
+#: Outputs of ended attempts that others hold open, and that are watched on.
+LINGERING_MAX = 128
 #: After a punch that failed.
 RETRY_S = 5.0
 
@@ -101,6 +105,8 @@ class LogWatch:
         self._align = max(root.stat().st_blksize, ALIGN_BYTES)
         self.limit_bytes = max(limit_bytes, LIMIT_MIN_BLOCKS * self._align)
         self._watched: dict[int, Watched] = {}
+        #: Of attempts that are over, by the first descriptor; watched too.
+        self._lingering: dict[int, tuple[int, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._round_at_s = 0.0
         self._free_at_round = 0
@@ -127,12 +133,42 @@ class LogWatch:
             self._look(watched)
         await _settled(watched)
 
+    def linger(self, paths: tuple[str, str]) -> None:
+        """The attempt is over, and these are its files, which nobody here has open for writing any more. Where anybody
+        else has, to whom the task handed a descriptor, the watch goes on until he has closed it. At most LINGERING_MAX
+        are watched so; then the oldest is let go, and the log tells."""
+        with contextlib.suppress(OSError):  # no descriptors, or removed by now
+            fds = _open_both(paths)
+            if not any(_is_held(fd) for fd in fds):
+                _close(fds)
+                return
+            if len(self._lingering) >= LINGERING_MAX:
+                log.error("more than %d ended tasks' output is held open by others: one is not watched", LINGERING_MAX)
+                self._let_linger_no_more(next(iter(self._lingering)))
+            self._lingering[fds[0]] = fds
+            self.add(fds)
+
+    def _let_linger_no_more(self, first_fd: int) -> None:
+        fds = self._lingering.pop(first_fd)
+        watched = self._watched.pop(first_fd)
+        if watched.cutting is None:
+            self._look(watched)
+        _close(fds)  # a cut has descriptors of its own
+
+    def _look_after_lingering(self) -> None:
+        for fds in list(self._lingering.values()):
+            if self._watched[fds[0]].cutting is None and not any(_is_held(fd) for fd in fds):
+                self._let_linger_no_more(fds[0])
+
     def close(self) -> None:
         """Waits for what is under way."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._threads.shutdown()
+        for fds in self._lingering.values():
+            _close(fds)
+        self._lingering.clear()
 
     # The looking
 
@@ -155,6 +191,7 @@ class LogWatch:
         is_round = now - self._round_at_s >= ROUND_S or self._free_at_round - free >= FALLEN_BYTES
         if is_round:
             self._round_at_s, self._free_at_round = now, free
+            self._look_after_lingering()
         for watched in self._watched.values():
             if is_round or watched.is_fast:
                 self._look(watched)
@@ -241,6 +278,44 @@ async def _settled(watched: Watched) -> None:
     """Waits until no cut is under way; how it went was told."""
     if watched.cutting is not None:
         await asyncio.wait([watched.cutting])
+
+
+def is_free(fd: int) -> bool:
+    """Whether nobody else has this file open, and that is known."""
+    return _lease_refusal(fd) == 0
+
+
+def _is_held(fd: int) -> bool:
+    """Whether somebody else has this file open, and that is known."""
+    return _lease_refusal(fd) == errno.EAGAIN
+
+
+def _lease_refusal(fd: int) -> int:
+    """0, or why there is no write lease (fcntl(2), F_SETLEASE): the kernel grants it only on a file that nobody else
+    has open, and file systems without leases refuse it with another number than EAGAIN."""
+    try:
+        # Should somebody open it in this very moment, the kernel sends a signal, by default one that kills.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def _open_both(paths: tuple[str, str]) -> tuple[int, int]:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    first = os.open(paths[0], flags)
+    try:
+        return first, os.open(paths[1], flags)
+    except OSError:
+        os.close(first)
+        raise
+
+
+def _close(fds: tuple[int, int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def punch(fd: int, span: Span) -> None:

@@ -26,17 +26,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import itertools
 import os
-import signal
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from node.running.log_reader import LogReader
-from node.running.log_watch import LogWatch
+from node.running.log_watch import LogWatch, is_free
 
 STREAMS = ("stdout", "stderr")
 
@@ -146,7 +144,9 @@ class LogStore:
         finally:
             del self._open[task_id, attempt]
             log.close()
-            if not log.is_named:
+            if log.is_named:
+                self._watch.linger(log.names)
+            else:
                 for spare in log.spares:
                     self._use_again(spare)
 
@@ -214,15 +214,11 @@ def _is_as_new(path: str) -> bool:
     except OSError:
         return False
     try:
-        # Should somebody open it in this very moment, the kernel sends a signal, by default one that kills.
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         found = os.fstat(fd)
         # Room that was reserved, or an attribute, would be a message from one task to the next.
-        return not found.st_size and not found.st_blocks and not _attributes(fd)
+        return is_free(fd) and not found.st_size and not found.st_blocks and not _attributes(fd)
     except OSError:
-        return False  # open elsewhere, or a file system without leases
+        return False
     finally:
         os.close(fd)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -220,6 +221,39 @@ async def test_each_stream_is_sure_of_half(store: LogStore) -> None:
     await store.settle(TASK, 1)
     assert check(read_all(store, "stderr"), LIMIT // 2) == 0
     assert check(read_all(store), 10 * MIB) >= 10 * MIB - LIMIT // 2
+
+
+async def test_who_was_handed_a_descriptor_of_it_cannot_fill_it_either(store: LogStore) -> None:
+    """By a task that is over, over a socket in a shared directory."""
+    opened = store.open(TASK, 1)
+    os.write(opened.stdout, text(0, MIB))
+    handed_on = os.dup(opened.stdout)
+    await store.settle(TASK, 1)
+    path = store.path(TASK, 1, "stdout")
+    before = len(descriptors_of(path))
+    os.write(handed_on, text(MIB, 20 * MIB))
+    assert path.stat().st_blocks * 512 >= 20 * MIB
+    await wait_until(lambda: path.stat().st_blocks * 512 <= LIMIT + TABLES, 20)
+    assert before > 1
+    os.close(handed_on)
+    await wait_until(lambda: descriptors_of(path) == [], 20, what="it is watched no more")
+
+
+def descriptors_of(path: Path) -> list[Path]:
+    """Of this process."""
+    found = []
+    for place in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if place.readlink() == path:
+                found.append(place)
+    return found
+
+
+async def test_a_log_that_nobody_holds_is_watched_no_more(store: LogStore) -> None:
+    opened = store.open(TASK, 1)
+    os.write(opened.stdout, b"x")
+    await store.settle(TASK, 1)
+    assert descriptors_of(store.path(TASK, 1, "stdout")) == []
 
 
 async def test_output_within_the_limit_is_left_alone(store: LogStore) -> None:
