@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+from isolation import client
 from isolation.cgroup.v2 import CONTROLLERS
 from isolation.client import SpawnerConfig
 from tests.isolation_live.conftest import Runner, running, text, with_limits
@@ -145,10 +146,12 @@ async def test_a_storm_of_forks_ends_with_its_group(runner: Runner) -> None:
 SPAWNER = """
 import asyncio, os, sys
 from pathlib import Path
+from isolation import client
 from isolation.client import Spawner, SpawnerConfig
 from isolation.spec import Limits, SandboxSpec
 
 async def main():
+    client.START_LIMIT_S = float(sys.argv[3])
     spawner = await Spawner.start(SpawnerConfig(host_id=sys.argv[1], scratch_root=Path(sys.argv[2])))
     null = os.open("/dev/null", os.O_RDWR)
     spec = SandboxSpec("t", ("sleep", "600"), {"PATH": "/usr/bin:/bin"}, Limits(1.0, None, 20))
@@ -166,7 +169,7 @@ def started_in(group: Path, config: SpawnerConfig, *before: str) -> tuple[int, P
     """What a spawner says that is started by a process in this group, which is alone there. `before`: a command that
     runs it."""
     script = f'echo $$ >{group}/cgroup.procs && exec "$@"'
-    program = [sys.executable, "-c", SPAWNER, config.host_id, str(config.scratch_root)]
+    program = [sys.executable, "-c", SPAWNER, config.host_id, str(config.scratch_root), str(client.START_LIMIT_S)]
     done = subprocess.run(
         ["sh", "-c", script, "sh", *before, *program],
         cwd=Path(__file__).parents[2],
