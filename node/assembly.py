@@ -100,7 +100,7 @@ class Assembly:
         )
         if self._foothold.is_founding:
             await self._found(engines)
-        logs = LogStore(self._data.logs)
+        logs = LogStore(self._data.logs, self._settings.log_limit_bytes)
         stack.callback(logs.close)
         drains, removals = Drains(engines.etcd), Removals(engines.etcd)
         admission = Admission.of(self._settings)

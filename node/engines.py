@@ -158,6 +158,7 @@ def _spawner_config(settings: Settings, data: DataDir, capacity: Capacity) -> Sp
         allow_host_network=settings.allow_host_network,
         hidden=(data.path,),
         memory_bytes=capacity.memory_bytes,
+        scratch_limit_bytes=capacity.scratch_bytes,
         uid_base=settings.uids.first,
         uid_count=settings.uids.count,
         gid=settings.uids.first,
