@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -95,7 +96,7 @@ class Instance:
 
     def close(self) -> str:
         """Its last words. Nothing is left of it."""
-        words = self._process.communicate(timeout=30)[0].strip()
+        words = self._process.communicate(timeout=120)[0].strip()
         leftovers.clean(self._host)
         return words
 
@@ -244,6 +245,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("the spawner needs root")
+    # So that it cleans up behind itself then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     with tempfile.TemporaryDirectory(prefix="pilfer-bench-") as name:
         program = compile_floor(Path(name))
         # It is executed inside the view, where no path leads to it, and 3 is a number of the spawner's own.
