@@ -65,8 +65,11 @@ class Attachment:
 class View:
     """The root that sandboxes copy. Built once; the process that builds it is in it afterwards."""
 
-    def __init__(self, config: SpawnerConfig, proc_fd: int, *, is_ordinary: bool = False) -> None:
-        """is_ordinary: this is no root but an ordinary user, in a user namespace of its own."""
+    def __init__(
+        self, config: SpawnerConfig, proc_fd: int, *, is_ordinary: bool = False, is_confined: bool = False
+    ) -> None:
+        """is_ordinary: this is no root but an ordinary user, in a user namespace of its own. is_confined: the root of
+        somebody else's, a container's."""
         flags = os.O_RDONLY | os.O_CLOEXEC
         self._host_root = os.open("/", os.O_PATH | os.O_CLOEXEC)
         self._host_namespace = os.open("self/ns/mnt", flags, dir_fd=proc_fd)
@@ -83,7 +86,7 @@ class View:
         kernel.unshare(sys_.CLONE_NEWNS)
         kernel.mount("", "/", "", sys_.MS_REC | sys_.MS_PRIVATE)
         early_shares = [share for share in shares if not _is_per_sandbox(share.target)]
-        self._bound = _build(config, early_shares, proc_fd, is_ordinary=is_ordinary)
+        self._bound = _build(config, early_shares, proc_fd, is_ordinary=is_ordinary or is_confined)
         self._root_writable = kernel.open_tree(kernel.AT_FDCWD, ".", recursive=False)
         _make_read_only(".")
         kernel.pivot_root_here()

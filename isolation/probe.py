@@ -25,6 +25,8 @@ class Host:
     limits: tuple[str, ...]
     #: This process is no root, and needs a user namespace.
     is_ordinary: bool
+    #: It is in a user namespace that somebody else made (a container's), where much may be refused.
+    is_confined: bool = False
 
 
 def probe(config: SpawnerConfig) -> Host:
@@ -40,7 +42,7 @@ def probe(config: SpawnerConfig) -> Host:
         raise HostLacks(f"cannot make the node's control group: {error}") from error
     if parent.version and not devices and "disk io limits" not in missing:
         missing = (*missing, "disk io limits (the scratch directory is on no block device of its own)")
-    return Host(parent, missing, _limits(parent, devices), rootless.is_needed())
+    return Host(parent, missing, _limits(parent, devices), rootless.is_needed(), rootless.is_confined())
 
 
 def _limits(parent: Parent, devices: tuple[str, ...]) -> tuple[str, ...]:

@@ -176,6 +176,11 @@ def is_needed() -> bool:
     return not int(effective, 16) >> _CAP_SYS_ADMIN & 1
 
 
+def is_confined() -> bool:
+    """Whether this process is in a user namespace that does not have all users."""
+    return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+
+
 def enter(proc_fd: int) -> Rootless:
     """Takes this process, which has one thread, into its own user and mount namespace for good. Raises HostLacks.
 

@@ -132,7 +132,7 @@ class Spawner:
         if self._networks is not None:
             self._networks.fill(NETWORKS_AHEAD)
         users, missing = find_users(self._config, proc_fd) if own is None else (Users(own.uid, 1, own.gid), ())
-        view = View(self._config, proc_fd, is_ordinary=host.is_ordinary)
+        view = View(self._config, proc_fd, is_ordinary=host.is_ordinary, is_confined=host.is_confined)
         self._launcher = Launcher(
             self._config, self._parent, self._scratch, self._networks, view, users=users, own=own, limits=host.limits
         )
@@ -143,7 +143,7 @@ class Spawner:
         gc.collect()
         gc.freeze()
         memory.keep_out_of_forks(proc_fd)
-        if own is not None:
+        if host.is_ordinary or host.is_confined:
             trial.run(self._launcher)
         not_enforced, limits = said(host, own)
         self._send(HostReport(self._parent.version, (*not_enforced, *missing), os.getpid(), limits))

@@ -18,7 +18,7 @@ from tests.support import ordinary_user
 from tests.support.delegated_groups import delegated_groups
 from tests.support.leaks import cgroups_of
 from tests.support.require import require
-from tests.support.wait import patient
+from tests.support.wait import patient, wait_until_sync
 
 pytestmark = [pytest.mark.isolation, pytest.mark.usefixtures("root")]
 
@@ -116,6 +116,29 @@ def test_root_without_its_capability_is_told(config: SpawnerConfig) -> None:
     )
     assert "CAP_SYS_ADMIN" in done.stdout, done.stderr
     assert "ordinary user" in done.stdout
+    assert cgroups_of(config.host_id) == []
+
+
+def in_a_container(program: str, *args: str) -> str:
+    """What a program prints that runs as the root of a user namespace with 65,536 users, as in many containers."""
+    names = ["unshare", "--user", "--net", "--mount", "--propagation", "private"]
+    command = [*names, "sh", "-c", 'read _ && exec "$@"', "sh", sys.executable, "-c", program, *args]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        own = Path("/proc/self/ns/user").readlink()
+        wait_until_sync(lambda: Path(f"/proc/{process.pid}/ns/user").readlink() != own, what="the namespace is made")
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{process.pid}/{name}").write_text("0 0 65536")
+        out, _ = process.communicate("go\n", timeout=patient(60))
+    return out
+
+
+def test_root_of_a_container(config: SpawnerConfig) -> None:
+    """Which may make no device nodes, and has too few users to give each task its own."""
+    program = f"{PRELUDE}\nasync def main():\n    spawner = await start()\n"
+    program += "    print((await run(spawner, 'a', 'id -u; echo x >/dev/null; wc -c </dev/null'))[1])\n"
+    program += "    print(*spawner.report.not_enforced)\n    await spawner.close()\nasyncio.run(main())"
+    said = in_a_container(program, config.host_id, str(config.scratch_root))
+    assert said.startswith("65534\n0\na user of its own for each task")
     assert cgroups_of(config.host_id) == []
 
 
