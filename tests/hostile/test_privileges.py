@@ -40,6 +40,7 @@ OF_ROOT = OF_NAMESPACE | {
 
 def done(report: Report) -> dict[str, str]:
     assert report.get("done") == "yes", report
+    assert not [outcome for outcome in report.said.values() if outcome.startswith("broken")], report.said
     return {name: outcome for name, outcome in report.said.items() if name != "done"}
 
 

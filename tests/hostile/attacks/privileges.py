@@ -94,7 +94,7 @@ def own_setuid_copy() -> str:
 
 def run(path: str) -> str:
     """Whom a program runs as; raises where it is still us."""
-    done = subprocess.run([path, "-u"], capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run([path, "-u"], capture_output=True, text=True, check=False, timeout=300)
     if done.returncode or done.stdout.strip() == str(os.getuid()):
         raise PermissionError(1, f"{done.returncode} {done.stdout} {done.stderr}")
     return "as " + done.stdout
@@ -105,7 +105,7 @@ def setuid_program(path: str) -> str:
     if not os.stat(path).st_mode & stat.S_ISUID:
         raise PermissionError(1, "not setuid")
     done = subprocess.run(
-        [path, "-c", "id -u"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=20
+        [path, "-c", "id -u"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300
     )
     if done.stdout.strip() != "0":
         raise PermissionError(1, done.stderr)

@@ -8,7 +8,7 @@ from attempts import attempt_aside, say
 
 
 def run(*argv: str) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
     if done.returncode:
         raise PermissionError(1, done.stderr)
     return done.stdout
