@@ -21,6 +21,8 @@ AGAIN_S = 5.0
 HIDING_S = 2.0
 #: But for at most this part of the time (a twentieth).
 REST_FACTOR = 20.0
+#: And all of them together for a hundredth.
+ROUTINE_REST_FACTOR = 100.0
 
 #: The default limit: of the size of the file system.
 DEFAULT_PART = 4
@@ -70,10 +72,11 @@ def default_bytes(size: int) -> int:
     return max(1, size // DEFAULT_PART)
 
 
-def is_worth_measuring(known: Known, limit: Space, free: Space, now_s: float) -> bool:
-    """Whether a tree may be over its limit by now, as far as the free space tells, or was not looked at for long."""
+def is_worth_measuring(known: Known, limit: Space, free: Space, now_s: float, *, is_routine_due: bool = True) -> bool:
+    """Whether a tree may be over its limit by now, as far as the free space tells, or was not looked at for long.
+    is_routine_due: whether the latter counts now (`routine_rest_s`)."""
     rest_s = known.took_s * REST_FACTOR
-    if now_s - known.at_s >= max(AGAIN_S, rest_s):
+    if is_routine_due and now_s - known.at_s >= max(AGAIN_S, rest_s):
         return True
     if now_s - known.at_s < known.took_s:
         return False  # a walk that takes long must leave room for others
@@ -82,12 +85,19 @@ def is_worth_measuring(known: Known, limit: Space, free: Space, now_s: float) ->
     return known.free.bytes - free.bytes >= bytes_step or known.free.files - free.files >= files_step
 
 
-def next_to_measure(trees: Iterable[tuple[str, Known, Space]], free: Space, now_s: float) -> str | None:
+def routine_rest_s(took_s: float) -> float:
+    """After a walk, how long nothing is walked without a reason: a thousand small trees are a lot of work too."""
+    return took_s * ROUTINE_REST_FACTOR
+
+
+def next_to_measure(
+    trees: Iterable[tuple[str, Known, Space]], free: Space, now_s: float, *, is_routine_due: bool = True
+) -> str | None:
     """Which tree to measure now: of those worth it the one that was fullest, and of equal ones the newest (the last).
     None: none."""
     best: tuple[float, str] | None = None
     for name, known, limit in trees:
-        if is_worth_measuring(known, limit, free, now_s):
+        if is_worth_measuring(known, limit, free, now_s, is_routine_due=is_routine_due):
             fullness = max(known.used.bytes / limit.bytes, known.used.files / limit.files)
             if best is None or fullness >= best[0]:
                 best = (fullness, name)

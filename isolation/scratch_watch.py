@@ -73,6 +73,8 @@ class ScratchWatch:
         #: All and only directories whose sandboxes live, oldest first.
         self._watched: dict[str, _Watched] = {}
         self._measurement: _Measurement | None = None
+        #: Until then nothing is walked without a reason.
+        self._routine_from_s = 0.0
 
     def add(self, name: str, wanted_bytes: int | None, path: str | None = None) -> None:
         """A new and empty directory. wanted_bytes: its own limit; more than each may have is as much. path: below the
@@ -97,7 +99,8 @@ class ScratchWatch:
         if self._measurement is None and self._watched:
             trees = ((name, one.known, one.limit) for name, one in self._watched.items())
             free = self._free()
-            name = policy.next_to_measure(trees, free, self._clock())
+            now = self._clock()
+            name = policy.next_to_measure(trees, free, now, is_routine_due=now >= self._routine_from_s)
             if name is not None:
                 self._begin(name, free)
         return self._measurement is not None
@@ -171,6 +174,7 @@ class ScratchWatch:
 
     def _note(self, measurement: _Measurement, used: Space) -> None:
         took_s = self._clock() - measurement.at_s
+        self._routine_from_s = self._clock() + policy.routine_rest_s(took_s)
         self._watched[measurement.name].known = Known(used, measurement.free, self._clock(), took_s)
 
     def _free(self) -> Space:

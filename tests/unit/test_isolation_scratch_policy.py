@@ -16,6 +16,7 @@ from isolation.scratch_policy import (
     is_worth_measuring,
     limit_of,
     next_to_measure,
+    routine_rest_s,
     unexplained_bytes,
     words,
 )
@@ -87,6 +88,15 @@ def test_when_it_is_worth_it(used: Space, free: Space, after_s: float, *, expect
 )
 def test_a_large_tree_leaves_time_for_other_work(after_s: float, free: Space, *, expected: bool) -> None:
     assert is_worth_measuring(Known(EMPTY, FREE, 10.0, took_s=2.0), LIMIT, free, 10.0 + after_s) is expected
+
+
+def test_nothing_is_walked_without_a_reason_while_that_is_not_due() -> None:
+    known = Known(EMPTY, FREE, 10.0)
+    late = 10.0 + 100 * AGAIN_S
+    assert not is_worth_measuring(known, LIMIT, FREE, late, is_routine_due=False)
+    assert is_worth_measuring(known, LIMIT, fallen(600), late, is_routine_due=False)
+    assert next_to_measure([("a", known, LIMIT)], FREE, late, is_routine_due=False) is None
+    assert routine_rest_s(0.01) == 1.0
 
 
 def test_the_fullest_is_measured_first_then_the_newest() -> None:
