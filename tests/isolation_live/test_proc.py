@@ -94,10 +94,13 @@ async def test_settings_of_the_kernel_cannot_be_written(runner: Runner) -> None:
 
 
 async def test_of_sys_nothing_is_written_and_hidden_is_what_is_not_about_hardware(runner: Runner) -> None:
-    readable, writable = await _openable(runner, "/sys")
-    assert writable == set()
-    assert {path for path in readable if not HARMLESS_IN_SYS.fullmatch(path)} == set()
-    assert {path for path in readable if HIDDEN_IN_SYS.fullmatch(path)} == set()
+    # Thousands of files, so asked by access(2): permissions and mounts are all that decides here.
+    listed = await runner.sh("find /sys -type f -readable; echo; find /sys -type f -writable")
+    readable, writable = (part.splitlines() for part in listed.stdout.split("\n\n"))
+    assert len(readable) > 500
+    assert [path for path in readable if not HARMLESS_IN_SYS.fullmatch(path)] == []
+    assert [path for path in readable if HIDDEN_IN_SYS.fullmatch(path)] == []
+    assert writable == []
 
 
 @pytest.mark.usefixtures("root")
