@@ -78,7 +78,6 @@ class V1Group:
     def limit(self, limits: Limits) -> None:
         if limits == self._limits:  # the last sandbox's, as in a batch of the same tasks
             return
-        self._limits = None
         self._set("cpu", "cpu.cfs_quota_us", max(1000, round(limits.cpu * CPU_PERIOD_US)))
         self._set("pids", "pids.max", limits.pids + REAPER_PIDS)
         self._limit_memory(UNLIMITED if limits.memory_bytes is None else limits.memory_bytes)
@@ -110,6 +109,7 @@ class V1Group:
         unlimited: str | int = f"{key.split()[-1]} 0" if key else UNLIMITED
         if self._in_force.get(key or file, unlimited) == value:
             return
+        self._limits = None  # whoever changes one of them
         try:
             files.write(self._dirs[controller], file, value)
         except OSError as error:
