@@ -113,7 +113,9 @@ async def test_what_sockets_hold(hostile: Hostile, kind: str) -> None:
     assert free.succeeded == {kind}, (free.stdout, free.stderr)
     assert held.succeeded == frozenset(), held.stdout
     assert held.ended is not None
-    assert held.ended.out_of_memory or held.get(kind).startswith("refused ENOBUFS")
+    assert held.ended.ended_by == ""
+    # Datagrams are dropped; a connection that gets no room is followed by others, until something else runs out.
+    assert held.ended.out_of_memory or held.get(kind).startswith("refused")
 
 
 async def test_file_locks_are_not_counted(hostile: Hostile) -> None:
