@@ -14,6 +14,9 @@ an attempt's two, which held up the loop and every task behind it). So files are
 by a thread; they get their names while the task runs, and at the latest before its end is recorded. An attempt that is
 lost with its node in its first NAMED_AFTER_S leaves no log.
 
+Of long output the beginning and the end are kept: `log_watch.py` holds files to the limit while they are written, and
+`log_reader.py` tells readers what is missing.
+
 Files that stayed empty are used again. Removing and making them is dear at some hundred tasks a second: ext4 does not
 give out an inode again within 5 s of its removal, and looks for another past all of those (measured: 0.65 ms of CPU a
 file, against 0.02). A file is used again only where nobody but the node can have it open, or a task that was handed
