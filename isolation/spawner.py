@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import gc
 import json
 import linecache  # noqa: F401  (a traceback needs it, and after the pivot it cannot be loaded)
@@ -25,7 +24,6 @@ import resource
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 import traceback
@@ -34,7 +32,7 @@ from dataclasses import replace
 
 import prctl  # type: ignore[import-untyped]  # the library has no stubs
 
-from isolation import kernel, leftovers, memory, namespaces, plan, privileges, protocol, rootless, succession, trial
+from isolation import kernel, leftovers, memory, namespaces, privileges, protocol, rings, rootless, succession, trial
 from isolation.cgroup import files, none
 from isolation.config import SpawnerConfig
 from isolation.errors import HostLacks, ProtocolError, StepFailed, explain
@@ -64,14 +62,8 @@ NETWORKS_AHEAD = 4
 
 #: Of one text in a report; JSON may take six bytes for a character.
 _WORDS_MAX = 3000
-_FIRST_FREE_FD = 10
 #: struct signalfd_siginfo (signalfd(2))
 _SIGNAL_BYTES = 128
-_RING = struct.Struct("=I")
-_RINGS_BYTES = 1024 * _RING.size
-_SO_SNDBUFFORCE = 32
-#: A ring takes about 800 bytes of it.
-_RING_BUFFER_BYTES = 16 * 1024 * 1024
 
 
 def log(event: str, **fields: object) -> None:
@@ -99,7 +91,7 @@ class Spawner:
     def _set_up(self) -> None:
         """In this order: leftovers first, the pivot late, privileges last. Raises HostLacks, StepFailed, OSError."""
         # Before any other file is opened, which might get the number that is theirs.
-        self._rings = _report_sockets()
+        self._rings = rings.make()
         privileges.raise_own_nofile()
         # Never closed: it is given back when this process is gone.
         self._lock = succession.succeed(self._config.lock, log) if self._config.lock is not None else None
@@ -343,7 +335,7 @@ class Spawner:
     def _on_rings(self) -> None:
         """Commands were executed: the numbers of their notes."""
         with contextlib.suppress(BlockingIOError):
-            for (number,) in _RING.iter_unpack(self._rings.recv(_RINGS_BYTES, socket.MSG_DONTWAIT)):
+            for number in rings.numbers(self._rings):
                 sandbox = self._by_note.get(number)
                 if sandbox is not None and not sandbox.is_started and (at_s := sandbox.read_note()) is not None:
                     self._on_started(sandbox, at_s)
@@ -474,24 +466,6 @@ def _read_launch(received: protocol.Received) -> tuple[SandboxSpec, tuple[int, i
     return message.spec, (received.fds[0], received.fds[1], received.fds[2])
 
 
-def _report_sockets() -> socket.socket:
-    """One pair for all sandboxes: children ring on REPORT_FD, and see end of file there when the spawner dies."""
-    ours, theirs = (_move_up(end.detach()) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
-    # Room for the rings of every sandbox that there may be: a PID 1 that waits for room looks at no deadline.
-    with contextlib.suppress(PermissionError):  # needs CAP_NET_ADMIN
-        theirs.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _RING_BUFFER_BYTES)
-    os.dup2(theirs.fileno(), plan.REPORT_FD, inheritable=False)
-    theirs.close()
-    return ours
-
-
-def _move_up(fd: int) -> socket.socket:
-    """A socket on a descriptor above those with a fixed meaning."""
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
-    os.close(fd)
-    return socket.socket(fileno=moved)
-
-
 def _read_config(control: socket.socket) -> SpawnerConfig:
     select.select([control], [], [])
     message = protocol.decode(protocol.receive(control).data)
@@ -508,7 +482,7 @@ def main(requests_fd: int, control_fd: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     os.umask(0o022)
     prctl.set_name("pilfer-spawner")
-    requests, control = _move_up(requests_fd), _move_up(control_fd)
+    requests, control = rings.move_up(requests_fd), rings.move_up(control_fd)
     try:
         spawner = Spawner(requests, control, _read_config(control))
     except (HostLacks, StepFailed, OSError, ProtocolError) as error:
