@@ -262,7 +262,7 @@ def test_started_as_a_machine_of_its_own(config: SpawnerConfig, tree: Path) -> N
     enable(TOP, CONTROLLERS)
     (tree / "service").mkdir()
     enable(tree, CONTROLLERS)
-    cover = 'mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"'
+    cover = 'umount /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"'
     before = ("unshare", "--cgroup", "--mount", "--propagation", "private", "sh", "-c", cover, "sh")
     version, _, missing = started_in(tree / "service", config, *before)
     assert version == 0
