@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -134,4 +133,4 @@ def test_a_backup_replaces_nothing_unasked_and_leaves_nothing_half(node: LiveNod
     node.kill()
     failed = node.cli("backup", str(tmp_path / "never"), timeout_s=60.0)
     assert failed.returncode == 5
-    assert os.listdir(tmp_path) == ["backup"]
+    assert [path.name for path in tmp_path.iterdir()] == ["backup"]

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterable
 
-from tests.simulation.world import SMALL, Verdict, simulate
+from tests.simulation.world import Verdict, simulate
 
 
 def _range(text: str) -> range:
@@ -39,7 +39,7 @@ def main() -> int:
         )
     logging.disable()  # the nodes' own lines: a story has the times of the world
     if options.seed is not None:
-        code = _tell([simulate(options.seed, SMALL, with_story=options.story)], stop=False)
+        code = _tell([simulate(options.seed, with_story=options.story)], stop=False)
         sys.stdout.flush()
         os._exit(code)  # what is left of the world is not ended in order (loop.run)
     began = time.monotonic()

@@ -31,6 +31,7 @@ class Faults:
             self._pause_spawner,
             self._cut,
             self._cut,
+            self._cut_all,
             self._lose_answers,
             self._slow,
             self._reset_connections,
@@ -147,6 +148,24 @@ class Faults:
             host.link.is_cut = False
 
         return heal
+
+    def _cut_all(self, _host: Host) -> Callable[[], None]:
+        """etcd is well, its leases run, and nobody reaches it; the hosts come back one by one."""
+        self._tell("all hosts are cut off")
+        for host in self._hosts:
+            host.link.is_cut = True
+            self._disturb(host, 1)
+
+        def heal() -> None:
+            for host in self._hosts:
+                of_nobody(self._reconnect, host, delay_s=self._chance.choice([0.0, 0.0, 0.02, 1.0]))
+
+        return heal
+
+    def _reconnect(self, host: Host) -> None:
+        self._tell(f"{host.name} is connected again")
+        host.link.is_cut = False
+        self._disturb(host, -1)
 
     def _lose_answers(self, host: Host) -> Callable[[], None]:
         host.link.loss = self._chance.choice([0.1, 0.5])

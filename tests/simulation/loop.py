@@ -34,7 +34,7 @@ class Process:
         self._context = contextvars.copy_context()
         self._context.run(_process.set, self)
         #: What came due while it was paused, in order.
-        self._held: list[tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]] = []
+        self._held: list[tuple[Callable[[], None], contextvars.Context]] = []
 
     def start(self, program: Coroutine[Any, Any, T], name: str = "") -> asyncio.Task[T]:
         """A task of this process."""
@@ -53,17 +53,17 @@ class Process:
         """SIGCONT."""
         self.is_paused = False
         held, self._held = self._held, []
-        for callback, args, context in held:
-            asyncio.get_running_loop().call_soon(callback, *args, context=context)
+        for step, context in held:
+            asyncio.get_running_loop().call_soon(step, context=context)
 
     def kill(self) -> None:
         """SIGKILL: from now on nothing of it runs."""
         self.is_dead = True
         self._held.clear()
 
-    def hold(self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context) -> None:
+    def hold(self, step: Callable[[], None], context: contextvars.Context) -> None:
         """For the loop."""
-        self._held.append((callback, args, context))
+        self._held.append((step, context))
 
 
 def of_nobody(callback: Callable[..., object], *args: object, delay_s: float = 0.0) -> asyncio.TimerHandle:
@@ -108,30 +108,50 @@ class SimLoop(VirtualLoop):
     def call_soon(  # type: ignore[override]  # typeshed's own is generic in the arguments
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
-        context = context or contextvars.copy_context()
+        if context is None:  # an empty one is false
+            context = contextvars.copy_context()
         process = context.get(_process)
         if process is None:
             return super().call_soon(callback, *args, context=context)
-        return super().call_soon(self._step, process, callback, args, context, context=context)
+        step = _Step(process, callback, args, context)
+        step.handle = super().call_soon(step, context=context)
+        return step.handle
 
     def call_at(  # type: ignore[override]  # as above
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        context = context or contextvars.copy_context()
+        if context is None:
+            context = contextvars.copy_context()
         process = context.get(_process)
         if process is None:
             return super().call_at(when, callback, *args, context=context)
-        return super().call_at(when, self._step, process, callback, args, context, context=context)
+        step = _Step(process, callback, args, context)
+        step.handle = handle = super().call_at(when, step, context=context)
+        return handle
 
-    def _step(
+
+class _Step:
+    """One callback of a process: run, held while the process is paused, or dropped."""
+
+    __slots__ = ("_args", "_callback", "_context", "_process", "handle")
+
+    def __init__(
         self, process: Process, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context
     ) -> None:
-        if process.is_dead:
+        self._process = process
+        self._callback = callback
+        self._args = args
+        self._context = context
+        #: By which it may be cancelled, also while it is held.
+        self.handle: asyncio.Handle | None = None
+
+    def __call__(self) -> None:
+        if self._process.is_dead or (self.handle is not None and self.handle.cancelled()):
             return
-        if process.is_paused:
-            process.hold(callback, args, context)
+        if self._process.is_paused:
+            self._process.hold(self, self._context)
         else:
-            callback(*args)
+            self._callback(*self._args)
 
 
 def _words(context: dict[str, Any]) -> str:

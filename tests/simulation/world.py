@@ -34,16 +34,23 @@ CALL_S = 20.0
 
 @dataclass(frozen=True)
 class Size:
-    """How large a world is."""
+    """How large a world is, and how long its first half."""
 
-    hosts: int = 3
-    tasks: int = 10
-    #: Of the first half, in virtual seconds.
-    troubled_s: float = 25.0
-    faults: int = 8
+    hosts: int
+    tasks: int
+    #: In virtual seconds.
+    troubled_s: float
+    faults: int
 
 
-SMALL = Size()
+def draw_size(chance: Random) -> Size:
+    """Small worlds, each of another kind: idle or crowded, of one host (nobody sees to what it left) or of several."""
+    return Size(
+        hosts=chance.choice([1, 2, 3, 3, 4]),
+        tasks=chance.choice([5, 10, 25]),
+        troubled_s=25.0,
+        faults=chance.choice([4, 8, 12]),
+    )
 
 
 @dataclass(frozen=True)
@@ -62,9 +69,9 @@ class Verdict:
 class World:
     """Made on its own loop."""
 
-    def __init__(self, seed: int, size: Size) -> None:
+    def __init__(self, seed: int, size: Size | None = None) -> None:
         self.chance = Random(seed)
-        self.size = size
+        self.size = size = size or draw_size(self.chance)
         self.story: list[str] = []
         self.checks = Checks(self.tell)
         self.cluster = Cluster(clock.monotonic)
@@ -76,7 +83,7 @@ class World:
         self._ids = Random(seed + 1)
 
     def _host(self, number: int) -> Host:
-        cpu = self.chance.choice([1.0, 2.0, 4.0])
+        cpu = self.chance.choice([1.0, 1.0, 2.0, 4.0])
         host = Host(
             f"h{number}",
             f"00000000-0000-4000-8000-{number:012d}",
@@ -190,7 +197,7 @@ def _broken(host: Host) -> BaseException | None:
     return node.task.exception()
 
 
-def simulate(seed: int, size: Size = SMALL, *, with_story: bool = False) -> Verdict:
+def simulate(seed: int, size: Size | None = None, *, with_story: bool = False) -> Verdict:
     """Lives through one world."""
     worlds: list[World] = []
 

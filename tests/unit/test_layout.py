@@ -21,7 +21,7 @@ FUNCTION_LINES_MAX = 60
 MACHINE_PATHS = re.compile("/" + "work/|/" + "tmp/brief")
 HOMES = re.compile("/" + r"root/\w|/home/" + r"[a-z]\w*/")
 #: The sandbox hides homes, so its code, tests and document name them.
-MAY_NAME_HOMES = ("isolation/", "tests/isolation_live/", "docs/isolation.md")
+MAY_NAME_HOMES = ("isolation/", "tests/isolation_live/", "tests/hostile/", "docs/isolation.md")
 TEXT_SUFFIXES = {".py", ".pyi", ".c", ".h", ".md", ".toml", ".sh", ".proto", ".cfg", ".yml", ".yaml", ""}
 
 HAND_WRITTEN = [path for path in python_files(*PACKAGES, "bench", "examples") if not is_generated(path)]
