@@ -13,6 +13,7 @@ from isolation.spec import SCRATCH_DIR, BindMount, Limits, SandboxSpec
 from node.core.model import Network, Task
 from node.running.admission import Admission
 
+USER_NAME = "task"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -56,6 +57,9 @@ def sandbox_spec(task: Task, claim: Claim, context: RunContext) -> SandboxSpec:
     env = {
         "PATH": DEFAULT_PATH,
         "HOME": SCRATCH_DIR,
+        # Its user id has no account from which programs could learn a name.
+        "USER": USER_NAME,
+        "LOGNAME": USER_NAME,
         **spec.env,
         "PILFER_TASK_ID": task.id,
         "PILFER_ATTEMPT": str(task.attempt),
