@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 CLAIM_TIMEOUT_S = 5.0
 #: While claims are closed (stopping, at risk, host in trouble), how often to see whether they are open again.
 CLOSED_LOOK_S = 0.25
+#: A timer may go off a moment early (asyncio's clock resolution): not to be set for what is left of it.
+LOOK_MIN_S = 0.001
 #: After the store failed to answer, before the same tasks are tried again.
 RETRY_DELAY_S = 0.5
 #: For the answer of a submit that etcd has applied, before the record is read after all.
@@ -157,7 +159,8 @@ class Claimer:
             self._next_look.cancel()
             self._next_look = None
         if at is not None:
-            self._next_look = asyncio.get_running_loop().call_later(max(0.0, at - time.monotonic()), self.look)
+            delay_s = max(LOOK_MIN_S, at - time.monotonic())
+            self._next_look = asyncio.get_running_loop().call_later(delay_s, self.look)
 
     def _plan(self) -> ClaimPlan:
         now = time.monotonic()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tests.simulation.clock import monotonic
 from tests.simulation.sandboxes import Command
 from tests.support.fake_store import Change
 from tests.support.history import Flaw, History
@@ -76,4 +75,4 @@ class Checks:
 
     def _add(self, flaw: str) -> None:
         self.flaws.append(flaw)
-        self._tell(f"FLAW at {monotonic():.3f}: {flaw}")
+        self._tell(f"FLAW: {flaw}")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -30,6 +32,8 @@ from tests.simulation.network import Cluster, Link
 PATIENCE_S = 240.0
 CANCEL_SLACK_S = 2.0
 CALL_S = 20.0
+#: Of real time. A world takes a tenth of a second; a crowded machine has it wait.
+HUNG_S = 60
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class World:
     """Made on its own loop."""
 
     def __init__(self, seed: int, size: Size | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         self.chance = Random(seed)
         self.size = size = size or draw_size(self.chance)
         self.story: list[str] = []
@@ -97,7 +102,7 @@ class World:
         return host
 
     def tell(self, words: str) -> None:
-        self.story.append(f"{clock.monotonic() - 1000:8.3f}  {words}")
+        self.story.append(f"{self._loop.time() - 1000:8.3f}  {words}")
 
     async def run(self) -> None:
         for host in self.hosts:
@@ -197,6 +202,29 @@ def _broken(host: Host) -> BaseException | None:
     return node.task.exception()
 
 
+class Hung(KeyboardInterrupt):  # noqa: N818  (named for what is so)
+    """Something is done again and again, and virtual time stands still. asyncio lets an interrupt through."""
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """A bound in real time, where a signal can be had."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(_number: int, _frame: object) -> None:
+        raise Hung
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(HUNG_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def simulate(seed: int, size: Size | None = None, *, with_story: bool = False) -> Verdict:
     """Lives through one world."""
     worlds: list[World] = []
@@ -209,7 +237,12 @@ def simulate(seed: int, size: Size | None = None, *, with_story: bool = False) -
             await world.run()
             return clock.monotonic() - began
 
-    virtual_s = loop.run(whole())
+    virtual_s = 0.0
+    try:
+        with _bounded():
+            virtual_s = loop.run(whole())
+    except Hung:
+        worlds[0].checks.add("NothingHangs", "the world", f"it makes no progress within {HUNG_S} s of real time")
     (world,) = worlds
     story = tuple(world.story) if with_story or world.checks.flaws else ()
     return Verdict(
