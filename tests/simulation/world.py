@@ -202,7 +202,7 @@ def _broken(host: Host) -> BaseException | None:
     return node.task.exception()
 
 
-class Hung(KeyboardInterrupt):  # noqa: N818  (named for what is so)
+class Hung(KeyboardInterrupt):
     """Something is done again and again, and virtual time stands still. asyncio lets an interrupt through."""
 
 
