@@ -33,6 +33,13 @@ class Mutant:
     path: str
     before: str
     after: str
+    #: A second change, (path, before, after): where the defect alone is covered by another line of defence.
+    beside: tuple[str, str, str] | None = None
+
+    @property
+    def changes(self) -> tuple[tuple[str, str, str], ...]:
+        first = (self.path, self.before, self.after)
+        return (first,) if self.beside is None else (first, self.beside)
 
 
 _TRANSITIONS = "etcd/transitions.py"
@@ -79,6 +86,8 @@ MUTANTS = (
         _TRANSITIONS,
         "guards=(Guard.RECORD_UNCHANGED, Guard.RUNNING_PRESENT, Guard.OWNER_GONE),",
         "guards=(Guard.RECORD_UNCHANGED, Guard.RUNNING_PRESENT),",
+        # Alone it does no harm: a sweep lists nodes and tasks at one revision, and no node comes back.
+        beside=(_SWEEPER, "            seen.nodes,\n", "            frozenset({self._identity.node_id}),\n"),
     ),
     Mutant(
         "a requeue does not compare the record",
@@ -294,11 +303,12 @@ def run_mutant(mutant: Mutant, seeds: int) -> tuple[str | None, float]:
 
 def apply(mutant: Mutant, place: Path) -> None:
     """Raises ValueError where the code is not as the mutant knows it: then the mutant is to be brought up to date."""
-    path = place / mutant.path
-    text = path.read_text()
-    if text.count(mutant.before) != 1:
-        raise ValueError(f"{mutant.name}: {mutant.path} has its text {text.count(mutant.before)} times")
-    path.write_text(text.replace(mutant.before, mutant.after))
+    for file, before, after in mutant.changes:
+        path = place / file
+        text = path.read_text()
+        if text.count(before) != 1:
+            raise ValueError(f"{mutant.name}: {file} has its text {text.count(before)} times")
+        path.write_text(text.replace(before, after))
 
 
 def main() -> int:
