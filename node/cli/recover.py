@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 @click.option("--yes", is_flag=True, help="Do it; without this only tell what would be done.")
 @json_option
 def command(settings: Settings, *, yes: bool, as_json: bool) -> int:
-    """Make this stopped voter a cluster of its own, when the majority of the voters is gone for good.
+    """Make a surviving voter a cluster of its own, when quorum is lost for good.
 
-    Only where the other voters will not come back: what they had acknowledged and this one had not received is lost.
-    The node must be stopped. The data of before are kept beside the new ones. Afterwards start the node as always;
+    Only where the majority of the voters will not come back: what they had acknowledged and this one had not received
+    is lost. This host's node must be stopped. The data of before are kept beside the new ones. Afterwards start the node as always;
     hosts that live come back to it by themselves.
     """
     from node.app import REFUSALS
