@@ -30,8 +30,9 @@ _MIB = 1 << 20
 def command(client: Client, file: Path, *, force: bool, as_json: bool) -> int:
     """Write the cluster's data into a file.
 
-    That is every task, queued, running and ended, as they are at one moment. FILE holds what tasks were given, their environment and stdin too, and only its owner may read it. Output of
-    tasks is not in it, nor are keys. It is an etcd snapshot, and goes back with node restore.
+    That is every task, queued, running and ended, as they are at one moment. FILE holds what tasks were given, their
+    environment and stdin too, and only its owner may read it. Output of tasks is not in it, nor are keys. It is an etcd
+    snapshot, and goes back with node restore.
     """
     if file.exists() and not force:
         raise Failure(f"{file} is there already: name another file, or say --force", ExitCode.USAGE)

@@ -28,8 +28,8 @@ def command(settings: Settings, *, yes: bool, as_json: bool) -> int:
     """Make a surviving voter a cluster of its own, when quorum is lost for good.
 
     Only where the majority of the voters will not come back: what they had acknowledged and this one had not received
-    is lost. This host's node must be stopped. The data of before are kept beside the new ones. Afterwards start the node as always;
-    hosts that live come back to it by themselves.
+    is lost. This host's node must be stopped. The data of before are kept beside the new ones. Afterwards start the
+    node as always; hosts that live come back to it by themselves.
     """
     from node.app import REFUSALS
     from node.datadir import DataDir

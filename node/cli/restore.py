@@ -27,9 +27,9 @@ def command(settings: Settings, file: Path, *, yes: bool, as_json: bool) -> int:
     """Begin a cluster again from a backup.
 
     FILE is what node backup wrote, or one of a node's snapshots. It becomes the data of this host, whose node must be
-    stopped: in an empty data directory, or in that of a host of the same cluster that had a vote; what was there is kept beside.
-    What happened since the backup is lost; tasks that ran then run again. Everything else of the old cluster must be
-    stopped, and stay so. Afterwards start the node as always, without --peers, and let others join.
+    stopped: in an empty data directory, or in that of a host of the same cluster that had a vote; what was there is
+    kept beside. What happened since the backup is lost; tasks that ran then run again. Everything else of the old
+    cluster must be stopped, and stay so. Afterwards start the node as always, without --peers, and let others join.
     """
     from node.app import REFUSALS
     from node.datadir import DataDir
