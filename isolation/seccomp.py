@@ -95,7 +95,23 @@ _PERSONALITIES = (0, 8, 0x20000, 0x20008, 0xFFFFFFFF, 0x40000)
 #: ioctl requests that reach beyond the descriptor they are made on: TIOCSTI and TIOCLINUX put words into the mouth of
 #: whoever uses the terminal; TIOCSETD loads line disciplines, a source of kernel bugs. Engines allow them.
 #: FS_IOC_SETFLAGS and FS_IOC_FSSETXATTR take a file out of its project, and so out of a quota (`quota.py`).
-_IOCTLS_REFUSED = (0x5412, 0x541C, 0x5423, 0x40086602, 0x401C5820)
+#: FS_IOC_SET_ENCRYPTION_POLICY leaves an empty scratch directory that looks new, and in which the next task can do
+#: nothing, and full ones that cannot be taken apart without the key. BTRFS_IOC_SNAP_CREATE, BTRFS_IOC_SUBVOL_CREATE and
+#: their second versions make what has a device number of its own, as another file system (`scratch_tree.py`).
+_IOCTLS_REFUSED = (0x5412, 0x541C, 0x5423, 0x40086602, 0x401C5820, 0x800C6613)
+_IOCTLS_REFUSED += (0x50009401, 0x5000940E, 0x50009417, 0x50009418)
+
+#: Room without data comes in one call, at any size: a task could have the whole disk before any watch sees it, and the
+#: writes of all others, etcd's too, would fail until it is ended. So nobody reserves: the answer is that of a file
+#: system that cannot, and the C library's posix_fallocate(3) then writes instead, which takes its time and is held to
+#: the io limit. Not even where scratch is bounded by quotas: the log files lie outside of those, and a filter does not
+#: know one descriptor from another. It refuses for files in memory too, which are charged to the task anyway.
+#: Allowed is what frees alone, FALLOC_FL_PUNCH_HOLE with FALLOC_FL_KEEP_SIZE, which it cannot do without.
+_FREES = 0x02 | 0x01
+_FALLOCATE = OneOf(1, (_FREES,), ALLOW, errno.EOPNOTSUPP)
+#: The other ways to the same: FS_IOC_RESVSP, FS_IOC_RESVSP64 and FS_IOC_ZERO_RANGE (linux/falloc.h, of any file
+#: system); XFS's own ALLOCSP and FREESP, with and without 64, up to Linux 5.17.
+_IOCTLS_RESERVING = (0x40305828, 0x4030582A, 0x40305839, 0x4030580A, 0x4030580B, 0x40305824, 0x40305825)
 
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _NETLINK_ROUTE = 0
@@ -144,7 +160,8 @@ CHECKED: dict[str, Verdict] = {
     "clone": AnyBit(0, NAMESPACE_FLAGS, errno.EPERM, ALLOW),
     "clone3": errno.ENOSYS,
     "personality": OneOf(0, _PERSONALITIES, ALLOW, errno.EPERM),
-    "ioctl": OneOf(1, _IOCTLS_REFUSED, errno.EPERM, ALLOW),
+    "ioctl": OneOf(1, _IOCTLS_REFUSED, errno.EPERM, OneOf(1, _IOCTLS_RESERVING, errno.EOPNOTSUPP, ALLOW)),
+    "fallocate": _FALLOCATE,
     "socket": _SOCKET,
     "socketpair": OneOf(0, (_AF_UNIX,), ALLOW, errno.EOPNOTSUPP),
 }
@@ -162,7 +179,7 @@ ALLOWED: tuple[tuple[str, str], ...] = (
     (
         "disk io in the background: what databases use; io_uring is refused, since it goes around this very filter",
         "io_setup io_destroy io_getevents io_pgetevents io_submit io_cancel fsync fdatasync sync syncfs "
-        "sync_file_range readahead fadvise64 fallocate truncate ftruncate cachestat",
+        "sync_file_range readahead fadvise64 truncate ftruncate cachestat",
     ),
     (
         "files by name; making device nodes takes a capability that nobody has",

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
-from isolation.client import Sandbox
+from isolation.client import Sandbox, SpawnerConfig
 from node.running.log_reader import LogReader
 from node.running.logs import LogStore, OpenLog
 from tests.hostile.harness import Hostile
+from tests.hostile.weaken import weakened
 from tests.support.holes import can_punch
 from tests.support.require import require
 from tests.support.wait import wait_until
@@ -27,8 +30,9 @@ LIMIT_MIB, WANTED_MIB = 4, 64
 #: Of the file system: blocks that tell where a file's blocks are, and the last one of a cut.
 TABLES = 512 * 1024
 TASK = "01930000-0000-7000-8000-0000000000ab"
-KINDS = ["one_stream", "both_streams", "children", "behind_the_end", "in_the_file", "anywhere", "far_apart"]
-KINDS += ["cut_off_and_again"]
+KINDS = ["one_stream", "both_streams", "children", "anywhere", "far_apart", "cut_off_and_again"]
+#: All at once, before any watch could see it: refused.
+RESERVING = ["behind_the_end", "in_the_file"]
 
 
 @pytest.fixture
@@ -83,7 +87,19 @@ async def test_its_log_takes_no_more_than_its_limit(hostile: Hostile, logs: LogS
     assert f"{kind}: SUCCEEDED" in end_of(logs.find(TASK, 1, "stdout")).decode()
 
 
-@pytest.mark.parametrize("kind", ["one_stream", "behind_the_end", "far_apart"])
+@pytest.mark.parametrize("kind", RESERVING)
+async def test_its_log_takes_nothing_that_is_not_written(hostile: Hostile, config: SpawnerConfig, kind: str) -> None:
+    sandbox = await hostile.start("fill_log", kind, str(LIMIT_MIB), says=f"{kind}: refused ENOTSUP")
+    sandbox.kill()
+    await sandbox.wait()
+    beside = replace(config, host_id=f"test-{uuid4()}", scratch_root=config.scratch_root.with_name("unfiltered"))
+    async with weakened(beside, "seccomp") as weak:  # so that the answer above is the filter's
+        sandbox = await weak.start("fill_log", kind, str(LIMIT_MIB), says=f"{kind}: SUCCEEDED")
+        sandbox.kill()
+        await sandbox.wait()
+
+
+@pytest.mark.parametrize("kind", ["one_stream", "far_apart"])
 async def test_without_a_watch_it_takes_all(hostile: Hostile, tmp_path: Path, kind: str) -> None:
     """So that what is held to a limit above would have grown."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -86,8 +87,6 @@ async def test_a_neighbour_is_not_held_responsible(runner: Runner) -> None:
     [
         # Open, and without a name.
         "exec 3>a; rm a; head -c {count} /dev/zero >&3; {endless}",
-        # Reserved, and not written.
-        "fallocate -l {count} a; {endless}",
         # Deep down.
         "for i in $(seq 400); do mkdir d; cd d; done; head -c {count} /dev/zero > a; {endless}",
     ],
@@ -95,6 +94,31 @@ async def test_a_neighbour_is_not_held_responsible(runner: Runner) -> None:
 async def test_what_a_task_may_try_instead(runner: Runner, script: str) -> None:
     result = await runner.sh(script.format(count=LIMIT + MIB, endless=ENDLESS))
     assert result.ended.ended_by == "scratch"
+
+
+#: By the calls themselves: all of the disk at once, of a file, of the log (which is another file), of a file in memory;
+#: what frees; and the C library's own way, which writes where the kernel cannot.
+RESERVE = """
+import ctypes, fcntl, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+def reserve(fd, mode, count):
+    ok = libc.fallocate(fd, mode, ctypes.c_long(0), ctypes.c_long(count)) == 0
+    return "done" if ok else ctypes.get_errno()
+scratch, memory = os.open("a", os.O_RDWR | os.O_CREAT), os.memfd_create("m")
+print(*(reserve(fd, mode, 4096) for fd in (scratch, 2, memory) for mode in (0, 1, 0x10)))
+try:
+    print(fcntl.ioctl(scratch, 0x4030582A, struct.pack("hhqq24x", 0, 0, 0, 4096)))
+except OSError as error:
+    print(error.errno)
+os.posix_fallocate(scratch, 0, 1 << 20)
+print(os.fstat(scratch).st_blocks >= 2048, reserve(scratch, 3, 1 << 20), os.fstat(scratch).st_blocks < 2048)
+"""
+
+
+async def test_nobody_reserves_room_that_he_does_not_write(runner: Runner) -> None:
+    """In one call a task would have the disk of all others, until a watch has seen it."""
+    result = await runner.run("/usr/bin/python3", "-c", RESERVE)
+    assert result.stdout.split() == [*[str(errno.EOPNOTSUPP)] * 10, "True", "done", "True"], result.stderr
 
 
 @pytest.mark.usefixtures("root")  # an ordinary user may not see what another process has mapped (proc(5), map_files)

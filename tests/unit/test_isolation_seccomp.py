@@ -148,10 +148,35 @@ def test_pairs_are_of_the_unix_family() -> None:
         (0x5412 | 1 << 32, errno.EPERM),
         (0x541C, errno.EPERM),  # TIOCLINUX
         (0x5423, errno.EPERM),  # TIOCSETD
+        (0x40086602, errno.EPERM),  # FS_IOC_SETFLAGS
+        (0x401C5820, errno.EPERM),  # FS_IOC_FSSETXATTR
+        (0x800C6613, errno.EPERM),  # FS_IOC_SET_ENCRYPTION_POLICY
+        (0x50009401, errno.EPERM),  # BTRFS_IOC_SNAP_CREATE
+        (0x5000940E, errno.EPERM),  # BTRFS_IOC_SUBVOL_CREATE
+        (0x50009417, errno.EPERM),  # BTRFS_IOC_SNAP_CREATE_V2
+        (0x50009418, errno.EPERM),  # BTRFS_IOC_SUBVOL_CREATE_V2
+        (0x40049409, ALLOW),  # FICLONE: shares, and takes nothing
+        (0x40305828, errno.EOPNOTSUPP),  # FS_IOC_RESVSP
+        (0x4030582A | 1 << 32, errno.EOPNOTSUPP),  # FS_IOC_RESVSP64
+        (0x40305839, errno.EOPNOTSUPP),  # FS_IOC_ZERO_RANGE
+        (0x40305824, errno.EOPNOTSUPP),  # XFS_IOC_ALLOCSP64
+        (0x4030582B, ALLOW),  # FS_IOC_UNRESVSP64: frees
     ],
 )
 def test_ioctls(request_: int, expected: int | str) -> None:
     assert run(numbers("x86_64")["ioctl"], 0, request_) == expected
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("high", [0, 1 << 32], ids=["plain", "upper half set"])
+def test_room_is_freed_and_never_reserved(machine: str, high: int) -> None:
+    """In one call a task would have the whole disk, before any watch could see it."""
+    call = numbers(machine)["fallocate"]
+    keep, punch, collapse, zero, insert, unshare, write_zeroes = 0x01, 0x02, 0x08, 0x10, 0x20, 0x40, 0x80
+    assert run(call, 5, punch | keep | high, 0, 1 << 40, machine=machine) == ALLOW
+    for mode in (0, keep, zero, zero | keep, punch | keep | zero, collapse, insert, unshare, unshare | keep):
+        assert run(call, 5, mode | high, 0, 1 << 40, machine=machine) == errno.EOPNOTSUPP, mode
+    assert run(call, 5, write_zeroes | high, 0, 1 << 40, machine=machine) == errno.EOPNOTSUPP
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def names() -> None:
 
 
 def sparse() -> None:
-    """A file that looks huge, and one that takes room without being written: twice what there may be (crowd.py)."""
+    """A file that looks huge; and one that would take room without being written, which is refused."""
     with open("sparse", "wb") as file:
         file.truncate(1 << 40)
     with open("reserved", "wb") as file:
