@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Callable
 from random import Random
 
-from tests.simulation.clock import monotonic
+from etcd import cluster_codec, keys
+from etcd.port import Delete, Put, Txn
+from node.core.model import Drain
+from tests.simulation.clock import EPOCH, monotonic
 from tests.simulation.host import Host
 from tests.simulation.loop import of_nobody
 from tests.simulation.network import Cluster
@@ -40,6 +43,7 @@ class Faults:
             self._lose_leader,
             self._compact,
             self._fill_up,
+            self._drain,
         ]
         #: Hosts that something befalls now, with how many things.
         self._troubled: dict[str, int] = {}
@@ -70,6 +74,7 @@ class Faults:
             self._cluster.elect()
         self._cluster.store.disarm()
         for host in self._hosts:
+            self._write(Delete(keys.drained_key(host.id)))
             host.link.is_cut, host.link.loss, host.link.slowness = False, 0.0, 1.0
             self._resume(host)
             if not host.is_up:
@@ -213,6 +218,25 @@ class Faults:
     def _compact(self, _host: Host) -> None:
         self._tell("etcd is compacted")
         self._cluster.store.compact(self._cluster.store.revision)
+
+    def _drain(self, host: Host) -> Callable[[], None]:
+        """An operator's, and not a disturbance: a cancel there is obeyed as ever."""
+        let_finish = self._chance.random() < 0.5
+        self._tell(f"{host.name} is drained{', and finishes' if let_finish else ''}")
+        self._write(Put(keys.drained_key(host.id), cluster_codec.encode_drain(Drain(EPOCH, let_finish))))
+
+        def undo() -> None:
+            self._tell(f"{host.name} is drained no more")
+            self._write(Delete(keys.drained_key(host.id)))
+
+        return undo
+
+    def _write(self, operation: Put | Delete) -> None:
+        """By somebody who reaches etcd."""
+        store = self._cluster.store
+        if store.has_no_space_alarm:
+            store.disarm()
+        store.transact(Txn(success=(operation,)), monotonic())
 
     def _fill_up(self, _host: Host) -> Callable[[], None]:
         self._tell("etcd has no space")

@@ -222,6 +222,11 @@ class Host:
             self._past.append(self.node.spawner)
         self.node = SimNode(self)
 
+    def start_first(self) -> None:
+        """Unless something else has started it by now."""
+        if self.node is None:
+            self.start()
+
     def kill(self) -> None:
         """kill -9 of the node process."""
         node = self.node

@@ -105,8 +105,10 @@ class World:
         self.story.append(f"{self._loop.time() - 1000:8.3f}  {words}")
 
     async def run(self) -> None:
-        for host in self.hosts:
-            host.start()
+        for number, host in enumerate(self.hosts):
+            # Some come later, to work that is there.
+            at_s = self.chance.uniform(1.0, 15.0) if number and self.chance.random() < 0.2 else 0.0
+            loop.of_nobody(host.start_first, delay_s=at_s)
         faults = Faults(self.hosts, self.cluster, self.chance, self.tell)
         async with self._people() as store:
             async with asyncio.TaskGroup() as first_half:
