@@ -144,16 +144,18 @@ def child_names(dir_fd: int) -> list[str]:
 
 
 def pids_below(dir_fd: int) -> Iterator[int]:
-    """Every process in the group and below; what disappears meanwhile is left out."""
+    """Every process in the group and below; what disappears meanwhile is left out, and so is what cannot be looked at
+    (no descriptors left): whoever kills goes on with the others."""
     with contextlib.suppress(OSError):
         yield from (int(word) for word in read(dir_fd, "cgroup.procs").split() if word != "0")
-    for name in child_names(dir_fd):
-        with contextlib.suppress(FileNotFoundError):
-            fd = open_dir(name, dir_fd)
-            try:
-                yield from pids_below(fd)
-            finally:
-                os.close(fd)
+    with contextlib.suppress(OSError):
+        for name in child_names(dir_fd):
+            with contextlib.suppress(FileNotFoundError):
+                fd = open_dir(name, dir_fd)
+                try:
+                    yield from pids_below(fd)
+                finally:
+                    os.close(fd)
 
 
 def kill_below(dir_fd: int) -> int:

@@ -48,9 +48,28 @@ class V1Group:
         #: Controller -> directory; controllers mounted together share one.
         self._dirs = dirs
         self._io_devices = io_devices
-        flags = os.O_WRONLY | os.O_CLOEXEC
-        self._task_fds = [os.open("tasks", flags, dir_fd=fd) for fd in dict.fromkeys(dirs.values())]
+        self._has_swap_limit = "memory" in dirs and files.has(dirs["memory"], "memory.memsw.limit_in_bytes")
+        self._has_socket_limit = "memory" in dirs and files.has(dirs["memory"], _SOCKETS)
+        if self._has_socket_limit:
+            files.write(dirs["memory"], _SOCKETS, UNLIMITED)
+        self._task_fds: list[int] = []
         self._open: dict[str, int] = {}
+        try:
+            self._open_files()
+        except OSError:
+            self._close_files()
+            raise
+        self._in_force: dict[str, str | int] = {}
+        #: Those that are in force as a whole.
+        self._limits: Limits | None = None
+        #: What the counters that are not reset showed when the group was last given to nobody.
+        self._cpu_ns_before = self._number("cpuacct.usage")
+        self._oom_kills_before, self._io_before = self._seen = self._oom_kills(), self._io()
+
+    def _open_files(self) -> None:
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        for fd in dict.fromkeys(self._dirs.values()):
+            self._task_fds.append(os.open("tasks", flags, dir_fd=fd))
         for controller, file, access in (
             ("cpuacct", "cpuacct.usage", os.O_RDONLY),
             ("memory", _PEAK, os.O_RDWR),
@@ -58,18 +77,12 @@ class V1Group:
             ("memory", "memory.oom_control", os.O_RDONLY),
             ("blkio", _IO_SERVICE, os.O_RDONLY),
         ):
-            if controller in dirs and files.has(dirs[controller], file):
-                self._open[file] = os.open(file, access | os.O_CLOEXEC, dir_fd=dirs[controller])
-        self._has_swap_limit = "memory" in dirs and files.has(dirs["memory"], "memory.memsw.limit_in_bytes")
-        self._has_socket_limit = "memory" in dirs and files.has(dirs["memory"], _SOCKETS)
-        if self._has_socket_limit:
-            files.write(dirs["memory"], _SOCKETS, UNLIMITED)
-        self._in_force: dict[str, str | int] = {}
-        #: Those that are in force as a whole.
-        self._limits: Limits | None = None
-        #: What the counters that are not reset showed when the group was last given to nobody.
-        self._cpu_ns_before = self._number("cpuacct.usage")
-        self._oom_kills_before, self._io_before = self._seen = self._oom_kills(), self._io()
+            if controller in self._dirs and files.has(self._dirs[controller], file):
+                self._open[file] = os.open(file, access | os.O_CLOEXEC, dir_fd=self._dirs[controller])
+
+    def _close_files(self) -> None:
+        for fd in (*self._task_fds, *self._open.values()):
+            os.close(fd)
 
     @property
     def task_fds(self) -> Sequence[int]:
@@ -86,7 +99,11 @@ class V1Group:
         self._limits = limits
 
     def _limit_memory(self, limit: int) -> None:
-        if "memory" not in self._dirs or self._in_force.get("memory.limit_in_bytes", UNLIMITED) == limit:
+        # All of them: the kernel may have taken one and refused the next (EBUSY: more than that is charged already).
+        wanted = ["memory.limit_in_bytes"]
+        wanted += ["memory.memsw.limit_in_bytes"] if self._has_swap_limit else []
+        wanted += [_SOCKETS] if self._has_socket_limit else []
+        if "memory" not in self._dirs or all(self._in_force.get(file, UNLIMITED) == limit for file in wanted):
             return
         if self._has_swap_limit:
             # Memory and swap together are never below memory alone, so the order depends on the direction;
@@ -187,7 +204,8 @@ class V1Group:
         self._parent.take_back(self)
 
     def close(self) -> None:
-        for fd in {*self._task_fds, *self._open.values(), *self._dirs.values()}:
+        self._close_files()
+        for fd in set(self._dirs.values()):
             os.close(fd)
 
 
@@ -246,15 +264,15 @@ class V1Parent:
             return self._free.pop()
         self._made += 1
         own_name = f"s{self._made}"
-        dirs: dict[str, int] = {}
+        by_fd: dict[int, int] = {}
         try:
-            by_fd = {fd: files.make_dir(own_name, fd) for fd in dict.fromkeys(self._dirs.values())}
+            for fd in dict.fromkeys(self._dirs.values()):
+                by_fd[fd] = files.make_dir(own_name, fd)
             dirs = {controller: by_fd[fd] for controller, fd in self._dirs.items()}
             return V1Group(self, own_name, dirs, self._io_devices)
         except OSError as error:
-            for fd in dict.fromkeys(dirs.values()):
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+            for fd in by_fd.values():
+                os.close(fd)
             self._doomed.append(own_name)
             raise StepFailed("cgroup", error.errno or 0, f"{own_name} for {name}") from error
 

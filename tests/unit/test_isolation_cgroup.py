@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from isolation.cgroup import Group, Parent, find
+from isolation.cgroup import Group, Parent, files, find
 from isolation.cgroup.v1 import CONTROLLERS, UNLIMITED, V1Group, V1Parent
 from isolation.cgroup.v2 import V2Group, V2Parent
 from isolation.errors import StepFailed
@@ -125,6 +126,59 @@ def test_v1_a_limit_that_the_kernel_refuses_names_the_file(v1_own: dict[str, Pat
     with pytest.raises(StepFailed) as failed:
         group.limit(LIMITS)
     assert (failed.value.step, failed.value.subject) == ("limit", "pids.max=8")
+
+
+def test_v1_a_refused_limit_is_not_taken_for_one_in_force(v1_own: dict[str, Path]) -> None:
+    """The next sandbox of the same limits would have had no limit of swap and sockets."""
+    parent = v1_parent(v1_own, "s1")
+    group = parent.acquire("x")
+    refused = v1_own["memory"] / "pilfer/host/s1/memory.kmem.tcp.limit_in_bytes"
+    refused.unlink()
+    refused.mkdir()
+    with pytest.raises(StepFailed):
+        group.limit(LIMITS)
+    group.release()
+    refused.rmdir()
+    refused.write_text("")
+    again = parent.acquire("y")
+    assert again is group
+    again.limit(LIMITS)
+    assert refused.read_text() == str(LIMITS.memory_bytes)
+
+
+def own_descriptors() -> list[str]:
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize("missing", ["tasks", "memory.max_usage_in_bytes", ""])
+def test_v1_a_group_that_cannot_be_had_keeps_no_descriptors(v1_own: dict[str, Path], missing: str) -> None:
+    """What lacks here is what the kernel would refuse where there are none left."""
+    parent = v1_parent(v1_own, "s1")
+    directory = v1_own["memory"] / "pilfer/host/s1"
+    if missing:
+        (directory / missing).unlink()
+        (directory / missing).symlink_to(missing)  # ELOOP at its open
+    else:
+        directory.rename(directory.with_name("away"))
+        directory.write_text("no directory")
+    before = own_descriptors()
+    with pytest.raises(StepFailed):
+        parent.acquire("x")
+    assert own_descriptors() == before
+
+
+def test_who_kills_goes_on_past_what_he_cannot_look_at(tmp_path: Path) -> None:
+    """With no descriptor left: not even the names of the groups below can be had."""
+    (tmp_path / "cgroup.procs").write_text("1\n")
+    fd = files.open_dir(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        assert list(files.pids_below(fd)) == []
+        assert files.kill_below(fd) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(fd)
 
 
 def test_v1_stats_and_their_start_for_the_next(v1_own: dict[str, Path]) -> None:
