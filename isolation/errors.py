@@ -30,6 +30,11 @@ class StepFailed(Exception):  # noqa: N818  (as above)
         self.detail = detail or explain(errno, subject)
 
 
+class SpawnerLost(Exception):  # noqa: N818  (as above)
+    """Inside the spawner: it is in a namespace where it must not be, and cannot leave it. It must end at once, which
+    nobody may catch: what it made from there would see what nobody may see."""
+
+
 class SandboxFailed(Exception):  # noqa: N818  (as above)
     """A sandbox could not be set up; the command never ran."""
 

@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from isolation import _sandbox as sys_
 from isolation import kernel, rootless_view, shown
 from isolation.config import SpawnerConfig
-from isolation.errors import StepFailed, explain
+from isolation.errors import SpawnerLost, StepFailed, explain
 from isolation.spec import SCRATCH_DIR, BindMount
 
 #: Where all scratch directories are in the spawner's view; each child binds its own and covers this with EMPTY.
@@ -168,10 +168,15 @@ class View:
 
     def _come_back(self) -> None:
         """Into our own namespace and root. Entering a mount namespace sets the root to its lowest mount, which is not
-        ours where the node itself was started in a chroot (setns(2); an initramfs cannot be pivoted away)."""
-        kernel.setns(self._own_namespace, sys_.CLONE_NEWNS)
-        os.fchdir(self._own_root)
-        os.chroot(".")
+        ours where the node itself was started in a chroot (setns(2); an initramfs cannot be pivoted away).
+
+        Raises SpawnerLost: the next sandbox would be cloned in the host's."""
+        try:
+            kernel.setns(self._own_namespace, sys_.CLONE_NEWNS)
+            os.fchdir(self._own_root)
+            os.chroot(".")
+        except OSError as error:
+            raise SpawnerLost(f"cannot leave the host's mount namespace: {error}") from error
 
     def _prepare_target(self, target: str, *, is_dir: bool) -> tuple[str, ...]:
         """Makes the mount point, or says what the child has to make. Raises StepFailed."""

@@ -18,6 +18,7 @@ import struct
 
 from isolation import _sandbox as sys_
 from isolation import kernel
+from isolation.errors import SpawnerLost
 
 #: Of every sandbox, by clone3. The network comes by setns; the cgroup namespace after the child is in its group.
 CLONE_FLAGS = sys_.CLONE_NEWPID | sys_.CLONE_NEWNS | sys_.CLONE_NEWUTS | sys_.CLONE_NEWIPC
@@ -60,7 +61,10 @@ class NetworkPool:
             self._close(fd)
 
     def _is_as_new(self, fd: int) -> bool:
-        sockets, traffic = (os.pread(statistic, 4096, 0) for statistic in self._statistics[fd])
+        try:
+            sockets, traffic = (os.pread(statistic, 4096, 0) for statistic in self._statistics[fd])
+        except OSError:  # ENOMEM: it is not known
+            return False
         return _NO_SOCKET.match(sockets) is not None and _NO_TRAFFIC.fullmatch(traffic) is not None
 
     def _close(self, fd: int) -> None:
@@ -86,7 +90,14 @@ class NetworkPool:
             self._statistics[fds[0]] = (fds[1], fds[2])
             return fds[0]
         finally:
+            self._come_back()
+
+    def _come_back(self) -> None:
+        """Raises SpawnerLost: a task with the host's network would get a stranger's."""
+        try:
             kernel.setns(self._own, sys_.CLONE_NEWNET)
+        except OSError as error:
+            raise SpawnerLost(f"cannot leave a network namespace: {error}") from error
 
     def close(self) -> None:
         for fd in self._free:

@@ -58,6 +58,8 @@ class ScratchRoot:
         self._queue: deque[str] = deque()
         #: Trash that could not be removed.
         self._stubborn: list[str] = []
+        #: Directories in use by nobody that could not even be put into the trash.
+        self._unthrown: list[str] = []
         # What an earlier run left: emptied like anything else.
         with os.scandir(self._trash) as entries:
             self._queue.extend(entry.name for entry in entries)
@@ -80,7 +82,7 @@ class ScratchRoot:
             if self._projects is not None:
                 self._bound(self._projects, name, directory, limit_of(wanted_bytes, self.limit_bytes))
         except OSError:
-            self._throw(directory, self._spare)
+            self._throw_away(directory)
             raise
         self._in_use[name] = directory
         return self.path_of(name)
@@ -103,13 +105,17 @@ class ScratchRoot:
         return str(self._next), -1
 
     def remove(self, name: str, *, may_keep: bool = True) -> None:
-        """Out of sight at once: kept for the next one where it is empty and may be, else handed to `tidy`.
+        """Out of sight at once: kept for the next one where it is empty and may be, else handed to `tidy`. Never
+        raises: a disk that is full or broken is no reason to end the sandboxes of others.
 
         may_keep: nobody else can have been given a descriptor of it, by which he could look into the next one's.
         """
         self._unbound(name)
         self._queue.extend(self._stubborn)
         self._stubborn.clear()
+        unthrown, self._unthrown = self._unthrown, []
+        for one in unthrown:
+            self._throw_away(one)
         directory = self._in_use.pop(name, None)
         if directory is None:
             return
@@ -119,7 +125,15 @@ class ScratchRoot:
         except FileNotFoundError:
             return
         except OSError:
+            self._throw_away(directory)
+
+    def _throw_away(self, directory: str) -> None:
+        """Into the trash, now or, where even that fails (no block left for the name, a file system that was made
+        read-only), when the next sandbox is gone. Its name is given to nobody meanwhile."""
+        try:
             self._throw(directory, self._spare)
+        except OSError:
+            self._unthrown.append(directory)
 
     def _unbound(self, name: str) -> None:
         """What is left in it counts until it is removed, against nothing."""

@@ -98,8 +98,10 @@ _PERSONALITIES = (0, 8, 0x20000, 0x20008, 0xFFFFFFFF, 0x40000)
 #: FS_IOC_SET_ENCRYPTION_POLICY leaves an empty scratch directory that looks new, and in which the next task can do
 #: nothing, and full ones that cannot be taken apart without the key. BTRFS_IOC_SNAP_CREATE, BTRFS_IOC_SUBVOL_CREATE and
 #: their second versions make what has a device number of its own, as another file system (`scratch_tree.py`).
-_IOCTLS_REFUSED = (0x5412, 0x541C, 0x5423, 0x40086602, 0x401C5820, 0x800C6613)
-_IOCTLS_REFUSED += (0x50009401, 0x5000940E, 0x50009417, 0x50009418)
+_IOCTLS_REFUSED = (
+    *(0x5412, 0x541C, 0x5423, 0x40086602, 0x401C5820, 0x800C6613),
+    *(0x50009401, 0x5000940E, 0x50009417, 0x50009418),
+)
 
 #: Room without data comes in one call, at any size: a task could have the whole disk before any watch sees it, and the
 #: writes of all others, etcd's too, would fail until it is ended. So nobody reserves: the answer is that of a file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -116,6 +117,27 @@ def test_links_are_removed_and_not_followed(root: Path, tmp_path: Path) -> None:
     assert names_in(root / TRASH) == []
     assert (outside / "kept").exists()
     scratch.close()
+
+
+def test_a_full_disk_is_no_error_of_the_end(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be no block for one more name in the trash: it is put there later, and nothing else suffers."""
+    scratch = ScratchRoot(root)
+    for name in ("a", "b"):
+        (root / scratch.make(name, os.getuid(), os.getgid()) / "file").touch()
+
+    def rename(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "rename", rename)
+        scratch.remove("a")
+    assert names_in(root / scratch.make("a", os.getuid(), os.getgid())) == []
+    scratch.remove("b")
+    _tidy(scratch)
+    scratch.remove("a")
+    assert names_in(root / TRASH) == []
+    scratch.close()
+    assert names_in(root) == []
 
 
 def test_what_an_earlier_run_left_is_removed(root: Path) -> None:
