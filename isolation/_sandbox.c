@@ -141,7 +141,9 @@ static void note(const struct launch *l, enum kind kind, int a, int b)
     n->at_ns = clock_ns(CLOCK_REALTIME);
     n->a = a;
     n->b = b;
-    n->kind = kind;
+    /* Last, and told to the compiler: a SIGKILL in between must not leave a kind with another's numbers, which would
+     * be an exit code of 0. */
+    __atomic_store_n(&n->kind, (uint32_t)kind, __ATOMIC_RELEASE);
 }
 
 /* The start alone must be told at once; whatever comes later is told by the end of this process. */
@@ -506,7 +508,9 @@ static PyObject *py_read_note(PyObject *self, PyObject *arg)
     if (!board || number >= NOTES)
         return PyErr_Format(PyExc_ValueError, "there is no note of number %lu", number);
     const struct note *n = &board->notes[number];
-    return Py_BuildValue("(LIiiL)", (long long)n->started_ns, n->kind, n->a, n->b, (long long)n->at_ns);
+    /* First: PID 1 may be writing at this moment. */
+    uint32_t kind = __atomic_load_n(&n->kind, __ATOMIC_ACQUIRE);
+    return Py_BuildValue("(LIiiL)", (long long)n->started_ns, kind, n->a, n->b, (long long)n->at_ns);
 }
 
 /* Addresses that the child needs (stack, thread-local storage, this file's data, the C library): `memory.py` leaves
