@@ -38,9 +38,10 @@ from isolation.config import SpawnerConfig
 from isolation.errors import HostLacks, ProtocolError, StepFailed, explain
 from isolation.fence import Fence
 from isolation.launch import Launcher
+from isolation.living import Living
 from isolation.mounts import View
 from isolation.probe import Host, probe, said
-from isolation.sandbox import FENCE, SCRATCH, STOP, TIMEOUT, Sandbox
+from isolation.sandbox import STOP, TIMEOUT, Sandbox
 from isolation.scratch import ScratchRoot
 from isolation.scratch_policy import LOOK_EVERY_S
 from isolation.scratch_watch import ScratchWatch
@@ -79,9 +80,6 @@ class Spawner:
         self._control = control
         self._config = config
         self._outbox: deque[bytes] = deque()
-        self._by_note: dict[int, Sandbox] = {}
-        self._by_id: dict[str, Sandbox] = {}
-        self._by_pid: dict[int, Sandbox] = {}
         self._is_closing = False
         self._close_by_s = 0.0
         self._set_up()
@@ -109,13 +107,14 @@ class Spawner:
     def _set_up_rest(self, host: Host) -> None:
         self._children_fd = kernel.signal_fd(signal.SIGCHLD)
         self._timers = Timers()
+        self._living = Living(self._parent, self._timers)
         self._scratch = ScratchRoot(self._config.scratch_root, self._config.scratch_limit_bytes)
         proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._scratch_watch = ScratchWatch(
             self._scratch.fd,
             proc_fd,
-            pids_of=lambda name: self._pids_of(self._by_id[name], proc_fd),
-            on_over=self._kill_for_scratch,
+            pids_of=lambda name: self._pids_of(name, proc_fd),
+            on_over=self._living.kill_for_scratch,
             clock=time.monotonic,
             limit_bytes=self._scratch.limit_bytes,
         )
@@ -130,7 +129,10 @@ class Spawner:
         )
         privileges.drop_for_good()
         self._fence = Fence(
-            self._parent, self._timers, kill_all=self._kill_all, kill_unfrozen=self._kill_unfrozen, log=log
+            *(self._parent, self._timers),
+            kill_all=self._living.kill_all,
+            kill_unfrozen=self._living.kill_unfrozen,
+            log=log,
         )
         gc.collect()
         gc.freeze()
@@ -140,7 +142,10 @@ class Spawner:
         not_enforced, limits = said(host, own)
         self._send(HostReport(self._parent.version, (*not_enforced, *missing), os.getpid(), limits))
 
-    def _pids_of(self, sandbox: Sandbox, proc_fd: int) -> list[int]:
+    def _pids_of(self, name: str, proc_fd: int) -> list[int]:
+        sandbox = self._living.find(name)
+        if sandbox is None:
+            return []
         return sandbox.group.pids() if self._parent.version else none.processes_below(proc_fd, sandbox.pid)
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -202,18 +207,18 @@ class Spawner:
         self._has_doomed = not self._parent.tidy()
 
     def _is_done(self) -> bool:
-        return self._is_closing and (not self._by_pid or time.monotonic() > self._close_by_s)
+        return self._is_closing and (self._living.is_empty or time.monotonic() > self._close_by_s)
 
     def _close(self, why: str) -> None:
         if not self._is_closing:
-            log("closing", why=why, sandboxes=len(self._by_pid))
+            log("closing", why=why, sandboxes=len(self._living.pids))
             self._is_closing = True
             self._close_by_s = time.monotonic() + CLOSE_PATIENCE_S
             self._fence.kill_frozen(STOP)
 
     def _end(self) -> None:
-        if self._by_pid:
-            log("left alive", pids=sorted(self._by_pid))
+        if not self._living.is_empty:
+            log("left alive", pids=self._living.pids)
         if self._networks is not None:
             self._networks.close()
         self._scratch_watch.close()
@@ -244,9 +249,9 @@ class Spawner:
         elif isinstance(message, protocol.Fence):
             self._fence.lose()
         elif isinstance(message, protocol.Stop):
-            sandbox = self._by_id.get(message.id)
+            sandbox = self._living.find(message.id)
             if sandbox is not None:  # else it has ended, and its report is on its way
-                self._terminate(sandbox, STOP, message.grace_s)
+                self._living.terminate(sandbox, STOP, message.grace_s)
         elif isinstance(message, protocol.Ping):
             self._send(protocol.Pong(message.number))
         elif isinstance(message, protocol.Close):
@@ -315,10 +320,10 @@ class Spawner:
             raise StepFailed("closing", errno.ECANCELED, "", "the spawner is closing")
         if not self._fence.may_start():
             raise StepFailed("fence", errno.ECANCELED, "", "the node's deadline has passed: nothing may start")
-        if spec.id in self._by_id:
+        if self._living.find(spec.id) is not None:
             raise StepFailed("request", errno.EEXIST, spec.id, "a sandbox of this id is running")
         sandbox = self._launcher.launch(spec, stdio)
-        self._by_note[sandbox.note] = self._by_id[spec.id] = self._by_pid[sandbox.pid] = sandbox
+        self._living.add(sandbox)
         sandbox.timers.append(self._timers.after(START_LIMIT_S, lambda: self._give_up(sandbox)))
         self._scratch_watch.add(spec.id, spec.limits.scratch_bytes, self._scratch.path_of(spec.id))
         if not self._is_looking:
@@ -328,7 +333,7 @@ class Spawner:
     def _give_up(self, sandbox: Sandbox) -> None:
         if not sandbox.is_started:
             sandbox.given_up = ("start", errno.ETIMEDOUT, f"the set-up took longer than {START_LIMIT_S:.0f} s")
-            self._kill(sandbox)
+            self._living.kill(sandbox)
 
     # ---- from the sandboxes --------------------------------------------------------------------------------------
 
@@ -336,30 +341,33 @@ class Spawner:
         """Commands were executed: the numbers of their notes."""
         with contextlib.suppress(BlockingIOError):
             for number in rings.numbers(self._rings):
-                sandbox = self._by_note.get(number)
+                sandbox = self._living.find_by_note(number)
                 if sandbox is not None and not sandbox.is_started and (at_s := sandbox.read_note()) is not None:
                     self._on_started(sandbox, at_s)
 
     def _on_started(self, sandbox: Sandbox, at_s: float) -> None:
         sandbox.is_started = True
         sandbox.started_at = at_s
-        self._cancel_timers(sandbox)
         spec = sandbox.spec
+        if not sandbox.asked_by:  # else the end of its grace period is among them
+            self._living.cancel_timers(sandbox)
         if spec.timeout_s is not None and not sandbox.asked_by:
-            due = self._timers.after(spec.timeout_s, lambda: self._terminate(sandbox, TIMEOUT, spec.grace_s))
-            sandbox.timers.append(due)
+            sandbox.timers.append(
+                self._timers.after(spec.timeout_s, lambda: self._living.terminate(sandbox, TIMEOUT, spec.grace_s))
+            )
         self._send(sandbox.started())
 
     def _on_children(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._children_fd, _SIGNAL_BYTES)  # one stands for all that are pending
         gone: list[tuple[Sandbox, int, resource.struct_rusage]] = []
-        while self._by_pid:
+        while not self._living.is_empty:
             pid, status, used = os.wait4(-1, os.WNOHANG)
             if pid == 0:
                 break
-            if pid in self._by_pid:
-                gone.append((self._by_pid.pop(pid), status, used))
+            sandbox = self._living.take_reaped(pid)
+            if sandbox is not None:
+                gone.append((sandbox, status, used))
         for sandbox, status, used in gone:
             self._report_end(sandbox, status, used)
         self._flush()
@@ -369,11 +377,10 @@ class Spawner:
         self._has_doomed = not self._parent.tidy()
 
     def _report_end(self, sandbox: Sandbox, status: int, used: resource.struct_rusage) -> None:
-        del self._by_note[sandbox.note], self._by_id[sandbox.spec.id]
         at_s = sandbox.read_note()
         if at_s is not None and not sandbox.is_started:
             self._on_started(sandbox, at_s)
-        self._cancel_timers(sandbox)
+        self._living.remove(sandbox)
         self._scratch_watch.remove(sandbox.spec.id)
         stats = none.at_least(sandbox.group.stats(), used)
         if not sandbox.is_started and sandbox.failure is None and stats.oom_kills:
@@ -384,57 +391,6 @@ class Spawner:
             self._send_failed(failed)
         else:
             self._send(sandbox.ended(status, stats, time.time()))
-
-    # ---- the end of a sandbox ------------------------------------------------------------------------------------
-
-    def _terminate(self, sandbox: Sandbox, reason: str, grace_s: float) -> None:
-        """SIGTERM now and SIGKILL after the grace period; a second call can only shorten it."""
-        if not sandbox.asked_by:
-            sandbox.asked_by = reason
-        if grace_s <= 0:
-            self._kill(sandbox)
-            return
-        # To PID 1, which passes it on to the command's process group and knows whether that had ended before.
-        os.kill(sandbox.pid, signal.SIGTERM)
-        sandbox.timers.append(self._timers.after(grace_s, lambda: self._kill(sandbox)))
-
-    def _kill(self, sandbox: Sandbox) -> None:
-        """Ends it. PID 1 first, which would say otherwise that the command had ended by itself."""
-        if sandbox.pid not in self._by_pid:
-            return
-        os.kill(sandbox.pid, signal.SIGKILL)
-        # With PID 1 the kernel kills everything in the namespace; but PID 1 has to get its turn for that, among all
-        # of them. And a frozen one on version 1 dies when it is thawed: every process needs its own signal before.
-        sandbox.group.kill()
-
-    def _kill_for_scratch(self, name: str, words: str) -> None:
-        sandbox = self._by_id[name]
-        sandbox.asked_why = words
-        self._terminate(sandbox, SCRATCH, 0)
-
-    def _kill_all(self, reason: str) -> None:
-        for sandbox in list(self._by_pid.values()):
-            self._kill_for(sandbox, reason)
-        self._parent.kill()
-
-    def _kill_unfrozen(self) -> None:
-        for sandbox in list(self._by_pid.values()):
-            with contextlib.suppress(OSError):
-                if not sandbox.group.is_frozen():
-                    self._kill_for(sandbox, FENCE)
-
-    def _kill_for(self, sandbox: Sandbox, reason: str) -> None:
-        """A kill that comes before whatever else was asked for this sandbox."""
-        sandbox.asked_by = reason
-        step, words = ("fence", "the node's deadline") if reason == FENCE else ("closing", "the spawner's end")
-        sandbox.given_up = (step, errno.ECANCELED, f"killed at {words} while it was set up")
-        os.kill(sandbox.pid, signal.SIGKILL)
-        sandbox.group.kill()
-
-    def _cancel_timers(self, sandbox: Sandbox) -> None:
-        for timer in sandbox.timers:
-            self._timers.cancel(timer)
-        sandbox.timers.clear()
 
     # ---- to the node ---------------------------------------------------------------------------------------------
 

@@ -56,7 +56,8 @@ class Group(Protocol):
         """Every process in the group; empty where there are no groups."""
 
     def is_frozen(self) -> bool:
-        """Whether nothing in the group can move, and that is known: False of one that was removed."""
+        """Whether nothing in the group can move, and that is known: False of one that was removed, or cannot
+        be looked at. Never raises."""
 
     def kill(self) -> None:
         """SIGKILL to every process in the group; a frozen one takes no further step (on version 1: dies when it is
@@ -97,7 +98,8 @@ class Parent(Protocol):
     def freeze(self) -> None:
         """Freezes every sandbox; done when `is_frozen`."""
 
-    def is_frozen(self) -> bool: ...
+    def is_frozen(self) -> bool:
+        """As of a group; never raises."""
 
     def thaw(self) -> None: ...
 

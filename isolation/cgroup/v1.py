@@ -211,7 +211,7 @@ class V1Group:
 
 def _is_frozen(freezer: int) -> bool:
     state = ""
-    with files.unless_gone():
+    with contextlib.suppress(OSError):  # gone, or no descriptor to look with: then it is not known
         state = files.read(freezer, "freezer.state")
     return state.strip() == "FROZEN"
 

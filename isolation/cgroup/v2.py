@@ -148,7 +148,7 @@ class V2Parent:
 
     def is_frozen(self) -> bool:
         events = ""
-        with files.unless_gone():
+        with contextlib.suppress(OSError):  # gone, or no descriptor to look with: then it is not known
             events = files.read(self._dir, "cgroup.events")
         return files.keyed(events).get("frozen", 0) == 1
 

@@ -167,8 +167,11 @@ def test_v1_a_group_that_cannot_be_had_keeps_no_descriptors(v1_own: dict[str, Pa
     assert own_descriptors() == before
 
 
-def test_who_kills_goes_on_past_what_he_cannot_look_at(tmp_path: Path) -> None:
+def test_who_kills_goes_on_past_what_he_cannot_look_at(v1_own: dict[str, Path], tmp_path: Path) -> None:
     """With no descriptor left: not even the names of the groups below can be had."""
+    parent = v1_parent(v1_own, "s1")
+    group = parent.acquire("x")
+    parent.freeze()
     (tmp_path / "cgroup.procs").write_text("1\n")
     fd = files.open_dir(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -176,6 +179,8 @@ def test_who_kills_goes_on_past_what_he_cannot_look_at(tmp_path: Path) -> None:
     try:
         assert list(files.pids_below(fd)) == []
         assert files.kill_below(fd) == 0
+        assert not group.is_frozen()  # as far as is known: so it is killed at the deadline
+        assert not parent.is_frozen()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         os.close(fd)
