@@ -15,8 +15,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from etcd.errors import OutcomeUnknown, StoreError, StoreUnavailable
+from etcd.port import KeepAliveAnswer
 from tests.simulation.loop import of_nobody
-from tests.support.fake_etcd import FakeEtcd
+from tests.support.fake_etcd import FakeEtcd, FakeKeepAlive
 
 if TYPE_CHECKING:
     from tests.simulation.network import Link
@@ -47,6 +48,9 @@ class SimEtcd(FakeEtcd):
     def _set_timer(self) -> None:
         """Leases run out by etcd's own clock: `Link` belongs to no process."""
 
+    def keep_alive(self, lease_id: int) -> _SimKeepAlive:
+        return _SimKeepAlive(self, lease_id)
+
     async def _call(
         self, method: str, argument: object, act: Callable[[], T], timeout_s: float, *, is_write: bool
     ) -> T:
@@ -64,6 +68,39 @@ class SimEtcd(FakeEtcd):
             raise error(f"simulated: {method}: no answer within {timeout_s:g} s") from None
         finally:
             request.sender_left()
+
+
+class _SimKeepAlive(FakeKeepAlive):
+    """A stream of pings: each takes its time there, and its answer back, whatever its sender does meanwhile."""
+
+    def __init__(self, client: SimEtcd, lease_id: int) -> None:
+        super().__init__(client, lease_id)
+        self._client = client
+
+    async def ping(self) -> None:
+        if self._is_broken:
+            raise StoreUnavailable("simulated: the lease stream is broken")
+        of_nobody(self._arrive, delay_s=self._client._half_trip())
+
+    def _arrive(self) -> None:
+        link = self._client._link
+        if self._is_broken:
+            return
+        if not link.carries:
+            link.held.append(self._arrive)
+            return
+        ttl_s = link.store.renew(self._lease_id, self._client.now())
+        of_nobody(self._answered, KeepAliveAnswer(ttl_s), delay_s=self._client._half_trip())
+
+    def _answered(self, answer: KeepAliveAnswer) -> None:
+        link = self._client._link
+        if not link.carries:
+            link.held.append(lambda: self._answered(answer))
+        elif not self._is_broken:
+            self._answers.put_nowait(answer)
+
+    def deliver(self) -> None:
+        """The link delivers by itself."""
 
 
 class _Request:

@@ -146,16 +146,11 @@ MUTANTS = (
         "sent_at = state.open_pings.pop()",
     ),
     Mutant(
-        "a lost lease kills nothing",
-        _INCARNATION,
-        "self._around.spawner.fence()\n",
-        "pass\n",
-    ),
-    Mutant(
-        "a new life begins while the last one's commands may live",
+        "a lost lease kills nothing, and the next life does not wait",
         _INCARNATION,
         "await _first_of(gone, hurried, timeout_s=FENCE_MAX_S)\n",
         "return\n",
+        beside=(_INCARNATION, "self._around.spawner.fence()\n", "pass\n"),
     ),
     Mutant(
         "the lease is revoked while commands may live",
