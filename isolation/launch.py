@@ -127,9 +127,10 @@ class Launcher:
 
     def release(self, sandbox: Sandbox) -> None:
         """Takes back what a sandbox had that is gone."""
-        self._scratch.remove(sandbox.spec.id, may_keep=not self._can_meet_others(sandbox.spec))
+        may_keep = not self._can_meet_others(sandbox.spec)
+        self._scratch.remove(sandbox.spec.id, may_keep=may_keep)
         sandbox.group.release()
         if self._networks is not None and sandbox.network_fd is not None:
-            self._networks.give_back(sandbox.network_fd)
+            self._networks.give_back(sandbox.network_fd, may_keep=may_keep)
         self._users.give_back(sandbox.uid)
         self._notes.give_back(sandbox.note)

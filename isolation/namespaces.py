@@ -53,9 +53,12 @@ class NetworkPool:
         """A descriptor for setns. Raises OSError (EMFILE, ENOMEM, ENOSPC)."""
         return self._free.pop() if self._free else self._make()
 
-    def give_back(self, fd: int) -> None:
-        """The sandbox that used it is gone."""
-        if len(self._free) < POOL_MAX and self._is_as_new(fd):
+    def give_back(self, fd: int, *, may_keep: bool = True) -> None:
+        """The sandbox that used it is gone.
+
+        may_keep: nobody else can have been given a descriptor of a file in its /proc/net, which no counter tells of,
+        and in which he could read of the next one's sockets."""
+        if may_keep and len(self._free) < POOL_MAX and self._is_as_new(fd):
             self._free.append(fd)
         else:
             self._close(fd)

@@ -31,14 +31,14 @@ def place(tmp_path: Path) -> Path:
     return directory
 
 
-async def _third_task(hostile: Hostile, place: Path) -> tuple[Report, Report]:
+async def _third_task(hostile: Hostile, place: Path, kind: str) -> tuple[Report, Report]:
     """What the taker and the victim say, where the giver has ended before the victim began."""
     mount = (BindMount(str(place), "/shared", read_only=False),)
     taker, out, err = await hostile.runner.launch(
         hostile.spec("passing", "take", "/shared/socket", "/shared/go", mounts=mount)
     )
     await wait_until(lambda: "door: open" in text(out), what=f"the door is open: {text(err)}")
-    await hostile.run("passing", "give", "/shared/socket", mounts=mount)
+    await hostile.run("passing", "give", "/shared/socket", kind, mounts=mount)
     await wait_until(lambda: "took: " in text(out), what="the taker has them")
     victim, victims_out, victims_err = await hostile.runner.launch(
         hostile.spec("victim", "/shared/ready", "/shared/done", mounts=mount)
@@ -56,10 +56,11 @@ def _said(words: str) -> Report:
     return Report(dict(line.split(": ", 1) for line in words.splitlines()), words, "")
 
 
-async def test_what_one_task_hands_on_leads_to_no_third_one(hostile: Hostile, place: Path) -> None:
+@pytest.mark.parametrize("kind", ["quiet", "listening"])
+async def test_what_one_task_hands_on_leads_to_no_third_one(hostile: Hostile, place: Path, kind: str) -> None:
     """The scratch directory and the network namespace of a task may be another's a moment later; whoever was given a
     descriptor of them must not reach that one."""
-    taker, victim = await _third_task(hostile, place)
+    taker, victim = await _third_task(hostile, place, kind)
     assert taker.succeeded <= {"write output"}, taker.said
     assert victim.said == {"scratch": "secret", "served": "nobody", "connected": "nobody"}
 
@@ -77,8 +78,8 @@ async def test_that_it_would_lead_there_otherwise(
 ) -> None:
     monkeypatch.setattr(process, "_PROGRAM", _CARELESS)
     async for runner in running(config):
-        taker, victim = await _third_task(Hostile(runner), place)
-    assert taker.succeeded >= {"list scratch", "accept", "connect"}, taker.said
+        taker, victim = await _third_task(Hostile(runner), place, "listening")
+    assert taker.succeeded >= {"list scratch", "list sockets", "accept", "connect"}, taker.said
     assert victim.said == {"scratch": "secret", "served": "SUCCEEDED", "connected": "SUCCEEDED"}
 
 
