@@ -37,6 +37,7 @@ class Faults:
             self._cut_all,
             self._lose_answers,
             self._slow,
+            self._fade,
             self._reset_connections,
             self._stop_node,
             self._jump_clock,
@@ -187,6 +188,19 @@ class Faults:
 
         def heal() -> None:
             host.link.slowness = 1.0
+
+        return heal
+
+    def _fade(self, host: Host) -> Callable[[], None]:
+        """First every answer is late, so that several pings are open; then nothing comes."""
+        host.link.slowness = 800.0
+        self._tell(f"{host.name}: etcd is far, and then gone")
+        cut = of_nobody(self._cut, host, delay_s=self._chance.uniform(2.0, 5.0))
+
+        def heal() -> None:
+            cut.cancel()
+            self._tell(f"{host.name} is connected again")
+            host.link.slowness, host.link.is_cut = 1.0, False
 
         return heal
 

@@ -140,12 +140,6 @@ MUTANTS = (
         _TELL + "self._on_deadline(self._clock() + self._ttl_s)",
     ),
     Mutant(
-        "answers are taken for the newest ping",
-        "node/core/fence.py",
-        "sent_at = state.open_pings.popleft()",
-        "sent_at = state.open_pings.pop()",
-    ),
-    Mutant(
         "a lost lease kills nothing, and the next life does not wait",
         _INCARNATION,
         "await _first_of(gone, hurried, timeout_s=FENCE_MAX_S)\n",
