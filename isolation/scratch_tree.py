@@ -23,7 +23,9 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from isolation import _sandbox as sys_
 from isolation.scratch_policy import Space
+from isolation.syscalls import numbers
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK_BYTES = 512
@@ -41,6 +43,9 @@ _WAY_MAX = 4096
 #: Descriptors of processes looked at in one measurement.
 _DESCRIPTORS_MAX = 100_000
 _MAPS_BYTES_MAX = 1 << 20
+
+_SYS_KCMP = numbers(os.uname().machine)["kcmp"]
+_KCMP_FILES = 2
 
 
 class Measuring(Protocol):
@@ -61,7 +66,7 @@ class Count:
     device: int = 0
     bytes: int = 0
     files: int = 0
-    #: Files that lie in messages, of any file system.
+    #: Files that lie in messages, of any file system; and one for descriptors that were too many to look at.
     in_flight: int = 0
     _seen: set[int] = field(default_factory=set)
 
@@ -225,7 +230,11 @@ class Nameless:
         """As `Tree.step`; a process that is gone, or may not be looked into, has none."""
         budget = STEP_ENTRIES
         while budget > 0:
-            if self._count.is_over or self._left <= 0:
+            if self._left <= 0:
+                # Or a task could hide anything behind a hundred thousand descriptors of nothing.
+                self._count.in_flight += 1
+                return True
+            if self._count.is_over:
                 return True
             place = next(self._places, None)
             if place is None:
@@ -264,23 +273,54 @@ class Nameless:
         yield from ()
 
     def _places_of(self, pid: int) -> Generator[str, None, None]:
-        """Lazily: a process may have half a million descriptors."""
-        with contextlib.suppress(OSError):
-            fd = os.open(f"{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc_fd)
-            try:
-                with os.scandir(fd) as entries:
-                    for entry in entries:
-                        yield f"{pid}/fd/{entry.name}"
-            finally:
-                os.close(fd)
-        with contextlib.suppress(OSError):
-            for span in self._mapped_nameless(pid):
-                yield f"{pid}/map_files/{span}"
+        """Lazily: a process may have half a million descriptors.
 
-    def _mapped_nameless(self, pid: int) -> list[str]:
-        """proc(5): START-END, hexadecimal, of mappings of files that were removed."""
+        By threads, which proc(5) has under their own numbers too: one may have been cloned with descriptors of its
+        own; and the first may have ended, and has neither descriptors nor memory then, while the others go on.
+        """
+        threads: list[int] = []
+        with contextlib.suppress(OSError):
+            threads = [int(name) for name in self._names_in(f"{pid}/task")]
+        seen: list[int] = []
+        for thread in threads:
+            if any(_share_descriptors(thread, other) for other in (*seen[:1], *seen[-1:])):
+                continue
+            seen.append(thread)
+            with contextlib.suppress(OSError):
+                for name in self._names_in(f"{thread}/fd"):
+                    yield f"{thread}/fd/{name}"
+        for thread in threads:
+            with contextlib.suppress(OSError):
+                if maps := self._maps(thread):
+                    for span in _nameless(maps):
+                        yield f"{thread}/map_files/{span}"
+                    break  # memory is that of all threads
+
+    def _names_in(self, place: str) -> Iterator[str]:
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc_fd)
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    yield entry.name
+        finally:
+            os.close(fd)
+
+    def _maps(self, pid: int) -> list[bytes]:
         fd = os.open(f"{pid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc_fd)
         with os.fdopen(fd, "rb") as maps:
-            lines = maps.read(_MAPS_BYTES_MAX).splitlines()
-        spans = (line.split(b" ", 1)[0].split(b"-") for line in lines if line.endswith(b" (deleted)"))
-        return [f"{int(start, 16):x}-{int(end, 16):x}" for start, end in spans]
+            return maps.read(_MAPS_BYTES_MAX).splitlines()
+
+
+def _nameless(maps: list[bytes]) -> list[str]:
+    """proc(5): START-END, hexadecimal, of mappings of files that were removed."""
+    spans = (line.split(b" ", 1)[0].split(b"-") for line in maps if line.endswith(b" (deleted)"))
+    return [f"{int(start, 16):x}-{int(end, 16):x}" for start, end in spans]
+
+
+def _share_descriptors(one: int, other: int) -> bool:
+    """Whether two threads have the same table of descriptors, as almost all of a process have; False: not, or the
+    kernel does not say (kcmp(2) may be forbidden in a container)."""
+    try:
+        return sys_.syscall(_SYS_KCMP, one, other, _KCMP_FILES, 0, 0) == 0
+    except OSError:
+        return False

@@ -25,7 +25,7 @@ MIB = 1 << 20
 LIMIT_MIB, WANTED_MIB, ROOM_MIB = 8, 32, 2048
 
 BY_SIZE = ["one_file", "many_files", "children", "reserved", "holes", "deleted", "without_name", "mapped", "moving"]
-BY_SIZE += ["attributes"]
+BY_SIZE += ["attributes", "in_thread"]
 #: As few files as a limit ever allows are 10,000.
 BY_FILES = ["empty_files", "directories", "deep", "symlinks", "hard_links"]
 

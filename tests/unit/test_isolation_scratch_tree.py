@@ -8,6 +8,7 @@ import itertools
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,6 +244,36 @@ def mapped(fd: int) -> Iterator[None]:
         yield
     finally:
         libc.munmap(address, ctypes.c_size_t(4096))
+
+
+def test_a_thread_may_have_descriptors_of_its_own(root: Path) -> None:
+    """And is found by them, though the number of its process leads to those of another thread alone."""
+    fill(root / "a", 4 * MIB)
+    fd = os.open(root / "a", os.O_RDWR)
+    (root / "a").unlink()
+    is_apart, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        ctypes.CDLL(None).unshare(0x400)  # CLONE_FILES
+        is_apart.set()
+        may_end.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert is_apart.wait(20)
+        os.close(fd)  # here; there it stays open
+        assert nameless(walk(root)).bytes >= 4 * MIB
+    finally:
+        may_end.set()
+        thread.join()
+    assert nameless(walk(root)).bytes < 4 * MIB
+
+
+def test_what_lies_behind_too_many_descriptors_counts_as_hidden(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nameless(walk(root)).in_flight == 0
+    monkeypatch.setattr(scratch_tree, "_DESCRIPTORS_MAX", 2)
+    assert nameless(walk(root)).in_flight == 1
 
 
 def test_files_in_messages_are_known_to_be_there(root: Path) -> None:

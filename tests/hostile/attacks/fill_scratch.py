@@ -9,10 +9,11 @@ import mmap
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 
-from attempts import attempt
+from attempts import attempt, say
 
 KIND = sys.argv[1] if len(sys.argv) > 1 else ""
 MIB = int(sys.argv[2]) if len(sys.argv) > 2 else 0
@@ -133,6 +134,18 @@ def in_flight() -> None:
         os.close(fd)
 
 
+def in_thread() -> None:
+    """The first thread has ended, and with it what the number of the process leads to in /proc; another goes on."""
+
+    def hold() -> None:
+        without_name()
+        say(KIND, "SUCCEEDED")
+        time.sleep(1000)
+
+    threading.Thread(target=hold).start()
+    ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)  # exit(2), of one thread
+
+
 def moving() -> None:
     """Files that change their directories all the time, so that whoever counts them one by one misses some."""
     for side in ("a", "b"):
@@ -156,7 +169,8 @@ def attributes() -> None:
 
 
 KINDS: list[Callable[[], None]] = [one_file, many_files, children, empty_files, directories, deep, symlinks]
-KINDS += [hard_links, reserved, holes, deleted, without_name, mapped, in_flight, moving, attributes]
+KINDS += [hard_links, reserved, holes, deleted, without_name, mapped, in_flight, in_thread, moving]
+KINDS += [attributes]
 
 if KIND:
     attempt(KIND, {kind.__name__: kind for kind in KINDS}[KIND])
