@@ -120,7 +120,7 @@ def words_of_hidden(count: int, limit: Space) -> str:
     """For people: why a task was ended though its directory was not found full."""
     return (
         f"{_mib(count)} of its scratch file system are gone since it began that no directory has, while it held files"
-        f" in messages, or too many of them open, where they cannot be measured; its scratch directory may hold"
+        f" in messages, or among too many others, where they cannot be measured; its scratch directory may hold"
         f" {_mib(limit.bytes)}"
     )
 

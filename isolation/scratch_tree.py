@@ -66,7 +66,8 @@ class Count:
     device: int = 0
     bytes: int = 0
     files: int = 0
-    #: Files that lie in messages, of any file system; and one for descriptors that were too many to look at.
+    #: Files that lie in messages, of any file system; and one each for descriptors and mappings that were too many to
+    #: look at.
     in_flight: int = 0
     _seen: set[int] = field(default_factory=set)
 
@@ -308,7 +309,10 @@ class Nameless:
     def _maps(self, pid: int) -> list[bytes]:
         fd = os.open(f"{pid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc_fd)
         with os.fdopen(fd, "rb") as maps:
-            return maps.read(_MAPS_BYTES_MAX).splitlines()
+            text = maps.read(_MAPS_BYTES_MAX)
+        if len(text) == _MAPS_BYTES_MAX:
+            self._count.in_flight += 1  # there is more; as with too many descriptors
+        return text.splitlines()
 
 
 def _nameless(maps: list[bytes]) -> list[str]:

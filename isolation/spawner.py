@@ -63,6 +63,8 @@ NETWORKS_AHEAD = 4
 
 #: Of one text in a report; JSON may take six bytes for a character.
 _WORDS_MAX = 3000
+#: errnos of a send that do not mean that the other end is gone (unix(7)).
+_SHORTAGES = (errno.ENOBUFS, errno.ENOMEM)
 #: struct signalfd_siginfo (signalfd(2))
 _SIGNAL_BYTES = 128
 
@@ -404,7 +406,9 @@ class Spawner:
                 self._outbox.popleft()
         except BlockingIOError:
             return  # the node is behind; the loop waits until there is room
-        except OSError:
+        except OSError as error:
+            if error.errno in _SHORTAGES:
+                return  # of the kernel's: tried again at the next turn
             self._outbox.clear()
             self._close("the node is gone")
 

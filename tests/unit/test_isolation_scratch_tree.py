@@ -270,9 +270,12 @@ def test_a_thread_may_have_descriptors_of_its_own(root: Path) -> None:
     assert nameless(walk(root)).bytes < 4 * MIB
 
 
-def test_what_lies_behind_too_many_descriptors_counts_as_hidden(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bound", "value"), [("_DESCRIPTORS_MAX", 2), ("_MAPS_BYTES_MAX", 300)])
+def test_what_lies_behind_too_many_others_counts_as_hidden(
+    root: Path, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
+) -> None:
     assert nameless(walk(root)).in_flight == 0
-    monkeypatch.setattr(scratch_tree, "_DESCRIPTORS_MAX", 2)
+    monkeypatch.setattr(scratch_tree, bound, value)
     assert nameless(walk(root)).in_flight == 1
 
 
