@@ -40,7 +40,7 @@ KILLED = [
     *[("kernel_memory", kind) for kind in ("inotifies", "filters", "processes")],
 ]
 #: More than the limit passes through; nothing is killed, since all of it can be taken back.
-TAKEN_BACK = ["page_cache", "written_mapping", "missing_names"]
+TAKEN_BACK = ["page_cache", "written_mapping"]
 #: The kernel has a bound of its own, per user, far below.
 BOUNDED = [
     ("memory", "locked", "ENOMEM"),

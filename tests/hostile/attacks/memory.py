@@ -1,6 +1,5 @@
 """Memory of a task's own and files that lie in memory, beyond the limit: `memory.py KIND MIB` (see `holding.py`)."""
 
-import contextlib
 import ctypes
 import functools
 import mmap
@@ -190,16 +189,6 @@ def written_mapping() -> None:
     took(WANTED)
 
 
-def missing_names() -> None:
-    """The kernel remembers names that it did not find."""
-    number = 0
-    while True:
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(f"/usr/no-such-name-{os.getpid()}-{number:0200}")
-        number += 1
-        took(448)
-
-
 KINDS: dict[str, Callable[[], object]] = {
     "pages": pages,
     "shared_pages": shared_pages,
@@ -222,7 +211,6 @@ KINDS: dict[str, Callable[[], object]] = {
     "sparse": sparse,
     "page_cache": page_cache,
     "written_mapping": written_mapping,
-    "missing_names": missing_names,
 }
 
 if KIND:
