@@ -227,7 +227,8 @@ async def test_a_node_that_does_not_read(raw: RawSpawner) -> None:
         await asyncio.to_thread(raw.send, protocol.Launch(long), (null, null, null))
     finally:
         os.close(null)
-    await wait_until(lambda: len(_children(raw.process.pid)) == 1, 60, what="all but the last have come to their end")
+    # By its command: for a moment, one of those before it may be the only child too.
+    await wait_until(lambda: _commands(raw.process.pid) == [b"/bin/sleep\x0060\0"], 60, what="only the last is left")
     protocol.send(raw.control, protocol.Stop("long", 0))
     await wait_until(lambda: _children(raw.process.pid) == [], what="the last one is killed")
     reports = [await asyncio.to_thread(raw.receive) for _ in range(count + 2)]
@@ -238,6 +239,15 @@ async def test_a_node_that_does_not_read(raw: RawSpawner) -> None:
 
 def _children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def _commands(pid: int) -> list[bytes]:
+    """What the sandboxes of a spawner run."""
+    found: list[bytes] = []
+    for sandbox in _children(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += [Path(f"/proc/{child}/cmdline").read_bytes() for child in _children(int(sandbox))]
+    return found
 
 
 # ---- want of something ------------------------------------------------------------------------------------------
