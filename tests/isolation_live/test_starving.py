@@ -242,11 +242,14 @@ def _children(pid: int) -> list[str]:
 
 
 def _commands(pid: int) -> list[bytes]:
-    """What the sandboxes of a spawner run."""
+    """What the sandboxes of a spawner run; "" while PID 1 has not noted that it was started, and does not sleep yet
+    (waiting for an exec it is in state D)."""
     found: list[bytes] = []
     for sandbox in _children(pid):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found += [Path(f"/proc/{child}/cmdline").read_bytes() for child in _children(int(sandbox))]
+            commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in _children(int(sandbox))]
+            is_noted = Path(f"/proc/{sandbox}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+            found += commands if is_noted else [b""]
     return found
 
 
