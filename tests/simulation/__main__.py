@@ -10,12 +10,9 @@ import argparse
 import logging
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterable
-
-import prctl  # type: ignore[import-untyped]  # the library has no stubs
 
 from tests.simulation.world import Verdict, simulate
 
@@ -46,14 +43,10 @@ def main() -> int:
         sys.stdout.flush()
         os._exit(code)  # what is left of the world is not ended in order (loop.run)
     began = time.monotonic()
-    with multiprocessing.get_context("fork").Pool(options.jobs, _die_with_parent, maxtasksperchild=20) as pool:
+    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=20) as pool:
         code = _tell(pool.imap(simulate, options.seeds), stop=options.stop)
     print(f"{len(options.seeds)} seeds in {time.monotonic() - began:.1f} s")
     return code
-
-
-def _die_with_parent() -> None:
-    prctl.set_pdeathsig(signal.SIGKILL)
 
 
 def _tell(verdicts: Iterable[Verdict], *, stop: bool) -> int:
