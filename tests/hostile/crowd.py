@@ -87,7 +87,7 @@ PLAIN: Mapping[str, tuple[tuple[str, ...], int, bytes]] = {
         0,
         b"67d4ff71d43921d5739f387da09746f405e425b07d727e4c69d029461d1f051f  -\n",
     ),
-    "files": (("sh", "-c", "echo one >a; cp a b; cat a b; ls /tmp"), 0, b"one\none\n"),
+    "files": (("sh", "-c", "echo one >a; cp a b; cat a b"), 0, b"one\none\n"),
     "code": (("sh", "-c", "exit 42"), 42, b""),
 }
 
