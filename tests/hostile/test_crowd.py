@@ -12,6 +12,7 @@ pytestmark = [pytest.mark.isolation, pytest.mark.node]
 COUNT = 300
 
 
+@pytest.mark.long  # its outcomes are those of a machine that has time: `make hostile`, `pytest -m long`
 @pytest.mark.timeout(600)
 def test_a_crowd_leaves_the_machine_as_it_was() -> None:
     assert run(COUNT, seed=1, say=print) == []

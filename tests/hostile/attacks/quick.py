@@ -1,6 +1,7 @@
 """Short attacks for a crowd: `quick.py KIND`. Each ends within a second or two by itself, by its limits or by its
 timeout; what must come of it stands in `tests/hostile/crowd.py`."""
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -63,8 +64,9 @@ def deaf() -> None:
         if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
             signal.signal(number, signal.SIG_IGN)
     for _ in range(5):
-        if os.fork() == 0:
-            os.setsid()
+        with contextlib.suppress(OSError):  # as many as there may be
+            if os.fork() == 0:
+                os.setsid()
     while True:
         time.sleep(10)
 
