@@ -36,7 +36,37 @@ class SimEtcd(FakeEtcd):
         self._link = link
         self._chance = chance
         self.latency = self._half_trip
+        #: False from the moment at which a one-way cut is noticed, or where it was there first: nothing gets through
+        #: until the link is whole.
+        self.is_connected = True
+        self._whole = asyncio.Event()
         link.add(self)
+
+    @property
+    def sends(self) -> bool:
+        """Whether what it sends arrives."""
+        return self.is_connected and self._link.carries_up
+
+    @property
+    def hears(self) -> bool:
+        """Whether what is sent to it arrives."""
+        return self.is_connected and self._link.carries_down
+
+    def connection_changed(self) -> None:
+        """For the link."""
+        if self.sends and self.hears:
+            self._whole.set()
+        else:
+            self._whole.clear()
+
+    async def arrives(self, timeout_s: float) -> bool:
+        """A new watch: there, and the answer back."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._whole.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def close(self) -> None:
         await super().close()
@@ -86,7 +116,7 @@ class _SimKeepAlive(FakeKeepAlive):
         link = self._client._link
         if self._is_broken:
             return
-        if not link.carries:
+        if not self._client.sends:
             link.held.append(self._arrive)
             return
         ttl_s = link.store.renew(self._lease_id, self._client.now())
@@ -94,7 +124,7 @@ class _SimKeepAlive(FakeKeepAlive):
 
     def _answered(self, answer: KeepAliveAnswer) -> None:
         link = self._client._link
-        if not link.carries:
+        if not self._client.hears:
             link.held.append(lambda: self._answered(answer))
         elif not self._is_broken:
             self._answers.put_nowait(answer)
@@ -117,7 +147,7 @@ class _Request:
         link = self._client._link
         if self._is_lost:
             return
-        if not link.carries:
+        if not self._client.sends:
             link.held.append(self.arrive)
             return
         try:
@@ -130,7 +160,7 @@ class _Request:
 
     def _answered(self, result: object, error: StoreError | None) -> None:
         link = self._client._link
-        if not link.carries:
+        if not self._client.hears:
             link.held.append(lambda: self._answered(result, error))
             return
         if self._answer.done():

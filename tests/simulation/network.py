@@ -9,6 +9,10 @@ from tests.simulation.etcd import SimEtcd
 from tests.simulation.loop import of_nobody
 from tests.support.fake_store import FakeStore
 
+#: From the beginning of a one-way cut until the connections that stood are given up: grpc's keepalive, as
+#: `etcd/endpoints.py` sets it and as it was measured.
+KEEPALIVE_S = (7.0, 8.0)
+
 
 class Cluster:
     """etcd, as all hosts see it: its data, whether it has a leader, and its clock."""
@@ -50,10 +54,15 @@ class Link:
         self._cluster = cluster
         self._chance = chance
         self._is_cut = False
+        #: What is sent from here does not arrive, while what is sent to here does; and the other way round.
+        self._is_mute = False
+        self._is_deaf = False
         #: Of the time that each way takes.
         self.slowness = 1.0
         #: Of writes and reads alike: the answer is lost, the request was applied.
         self.loss = 0.0
+        #: One-way cuts and their ends so far.
+        self._cuts = 0
         #: What waits at the cut, in order.
         self.held: list[Callable[[], None]] = []
         self._clients: list[SimEtcd] = []
@@ -69,6 +78,16 @@ class Link:
         return not self._is_cut and self._cluster.has_leader
 
     @property
+    def carries_up(self) -> bool:
+        """Whether what is sent from here arrives."""
+        return self.carries and not self._is_mute
+
+    @property
+    def carries_down(self) -> bool:
+        """Whether what is sent to here arrives."""
+        return self.carries and not self._is_deaf
+
+    @property
     def is_cut(self) -> bool:
         return self._is_cut
 
@@ -76,6 +95,27 @@ class Link:
     def is_cut(self, is_cut: bool) -> None:
         self._is_cut = is_cut
         self.refresh()
+
+    def cut_one_way(self, *, is_deaf: bool) -> None:
+        """Only what is sent to here is cut (`is_deaf`), or only what is sent from here. A connection that stands goes
+        on in the other direction, until the one end or the other misses the answers to its own pings (`KEEPALIVE_S`);
+        a new one cannot be made."""
+        self._is_deaf, self._is_mute = is_deaf, not is_deaf
+        self._cuts += 1
+        self.refresh()
+        of_nobody(self._notice, self._cuts, delay_s=self._chance.uniform(*KEEPALIVE_S))
+
+    def heal_one_way(self) -> None:
+        self._is_deaf = self._is_mute = False
+        self._cuts += 1
+        self.refresh()
+
+    def _notice(self, cut: int) -> None:
+        if cut == self._cuts:
+            for client in self._clients:
+                client.is_connected = False
+            self.break_connections()
+            self.refresh()
 
     def loses_answer(self) -> bool:
         return self.loss > 0 and self._chance.random() < self.loss
@@ -100,8 +140,11 @@ class Link:
 
     def refresh(self) -> None:
         """The cut, or etcd's leader, has changed."""
+        is_whole = self.carries_up and self.carries_down
         for client in self._clients:
-            client.is_cut = not self.carries
+            client.is_connected = is_whole or client.is_connected
+            client.is_cut = not client.hears
+            client.connection_changed()
         if self.carries:
             held, self.held = self.held, []
             for step in held:
@@ -111,7 +154,9 @@ class Link:
 
     def add(self, client: SimEtcd) -> None:
         self._clients.append(client)
-        client.is_cut = not self.carries
+        client.is_connected = not self._is_deaf and not self._is_mute
+        client.is_cut = not client.hears
+        client.connection_changed()
 
     def remove(self, client: SimEtcd) -> None:
         if client in self._clients:
