@@ -11,7 +11,10 @@ Faults, all of them reversible:
 * `lose(a, b)`: what a sends to b gets lost, silently and one way: a has a permanent neighbour entry for b with an
   Ethernet address that nobody has. (A blackhole route would answer the sender with an error at once, which no lost
   packet does. This kernel has neither netem nor u32.)
-* `cut` is both ways between two; `partition` keeps groups apart; `heal` undoes everything.
+* `fade`: each packet to or from the place gets lost with a given probability: a classic BPF program of four
+  instructions, put by `tc` where packets come in, throws a number for each (SKF_AD_RANDOM, see the kernel's
+  Documentation/networking/filter.rst). It needs cls_bpf in the kernel, which `find_fade_lack` tells.
+* `cut` is both ways between two; `partition` keeps groups apart; `find` undoes losses, `heal` everything.
 
 Unix sockets are files and are not cut: by them one talks to a node whose network is gone. Needs root and `ip`
 (iproute2), `nsenter`, `unshare` and `setpriv` (util-linux).
@@ -35,6 +38,9 @@ PROGRAMS = ("ip", "nsenter", "unshare", "setpriv")
 #: An Ethernet address of the local range that no cable has.
 NOBODY = "02:00:00:00:00:00"
 _DEVICE = "eth0"
+#: For the program of `fade`: where the kernel answers with a random number of 32 bits (SKF_AD_OFF + SKF_AD_RANDOM), and
+#: what it says of a packet (linux/pkt_cls.h: TC_ACT_SHOT, TC_ACT_UNSPEC).
+_RANDOM, _SHOT, _PASS = 2**32 - 0x1000 + 56, 2, 2**32 - 1
 _HOLD = "echo ready; exec sleep infinity"
 
 
@@ -62,6 +68,8 @@ class Place:
     is_plugged: bool = True
     #: Places to which nothing arrives from here.
     lost_to: set[str] = field(default_factory=set)
+    #: The share of packets that get lost on its cable, each way.
+    faded: float = 0.0
 
     @property
     def pid(self) -> int:
@@ -76,15 +84,22 @@ class Place:
 
     def ip(self, *lines: str) -> None:
         """Lines for `ip -batch`, run in this place. Raises NetworkError."""
+        self._batch("ip", *lines)
+
+    def tc(self, *lines: str) -> None:
+        """The same for `tc -batch`."""
+        self._batch("tc", *lines)
+
+    def _batch(self, program: str, *lines: str) -> None:
         done = subprocess.run(
-            self.command("ip", "-batch", "-"),
+            self.command(program, "-batch", "-"),
             input="\n".join(lines) + "\n",
             capture_output=True,
             text=True,
             check=False,
         )
         if done.returncode:
-            raise NetworkError(f"ip in {self.name}: {done.stderr.strip()}\n" + "\n".join(lines))
+            raise NetworkError(f"{program} in {self.name}: {done.stderr.strip()}\n" + "\n".join(lines))
 
     def end(self) -> None:
         self._holder.kill()
@@ -177,6 +192,40 @@ class Network:
         place.lost_to.update(receivers)
         place.ip(*(f"neigh replace {self._places[to].address} lladdr {NOBODY} dev {_DEVICE}" for to in receivers))
 
+    def find(self, sender: str, *receivers: str) -> None:
+        """What `sender` sends to these places arrives again (unless a cable is unplugged)."""
+        place = self._places[sender]
+        found = sorted(place.lost_to.intersection(receivers))
+        if found:
+            place.ip(*(f"neigh del {self._places[to].address} dev {_DEVICE}" for to in found))
+            place.lost_to.difference_update(found)
+
+    def fade(self, name: str, share: float) -> None:
+        """Each packet to or from the place gets lost with the probability `share` from now on, each way by itself; 0
+        undoes it. Raises NetworkError where the kernel cannot (see find_fade_lack)."""
+        place = self._places[name]
+        if self._switch is None:
+            raise NetworkError("the network is not entered")
+        for at, device in ((place, _DEVICE), (self._switch, place.port)):
+            if place.faded:
+                at.tc(f"qdisc del dev {device} clsact")
+            if share:
+                at.tc(*_losing(device, share))
+        place.faded = share
+
+    def find_fade_lack(self) -> str | None:
+        """Why `fade` does not work on this machine, in words; None where it does."""
+        if self._switch is None:
+            raise NetworkError("the network is not entered")
+        if shutil.which("tc") is None:
+            return "tc not found (package iproute2)"
+        try:
+            self._switch.tc(*_losing("lo", 0.5))
+        except NetworkError as error:
+            return f"this kernel loses no packets at random: {error}"
+        self._switch.tc("qdisc del dev lo clsact")
+        return None
+
     def cut(self, one: str, other: str) -> None:
         """Between two places, both ways; all others reach both."""
         self.lose(one, other)
@@ -194,9 +243,9 @@ class Network:
     def heal(self) -> None:
         """Undoes every fault."""
         for place in self._places.values():
-            if place.lost_to:
-                place.ip(*(f"neigh del {self._places[to].address} dev {_DEVICE}" for to in sorted(place.lost_to)))
-                place.lost_to.clear()
+            self.find(place.name, *place.lost_to)
+            if place.faded:
+                self.fade(place.name, 0.0)
             if not place.is_plugged:
                 self._set_plugged(place, is_plugged=True)
 
@@ -205,6 +254,13 @@ class Network:
             raise NetworkError("the network is not entered")
         self._switch.ip(f"link set {place.port} {'up' if is_plugged else 'down'}")
         place.is_plugged = is_plugged
+
+
+def _losing(device: str, share: float) -> list[str]:
+    """Lines for tc: what comes in there gets lost with this probability. 32: A = random; 53: is it at least that?"""
+    least = round((1.0 - share) * (2**32 - 1))
+    program = f"4,32 0 0 {_RANDOM},53 0 1 {least},6 0 0 {_SHOT},6 0 0 {_PASS}"
+    return [f"qdisc add dev {device} clsact", f"filter add dev {device} ingress bpf da bytecode '{program}'"]
 
 
 def _hold(name: str, address: str) -> Place:

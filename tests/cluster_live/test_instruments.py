@@ -16,6 +16,7 @@ from examples.cluster.network import Network
 from tests.support.beats import Witness
 from tests.support.lab import laboratory, require_lab
 from tests.support.leaks import Belongings
+from tests.support.require import require
 from tests.support.wait import wait_until_sync
 
 pytestmark = pytest.mark.cluster
@@ -116,6 +117,29 @@ def test_a_pulled_cable_is_silence_both_ways(listeners: Listeners) -> None:
     listeners.network.plug("b")
     # As with a real cable, its carrier takes a moment (up to a second) to be back.
     wait_until_sync(lambda: listeners.heard() == ALL, what="b hears and is heard again")
+
+
+def test_packets_of_a_fading_cable_get_lost_at_random_each_way(listeners: Listeners) -> None:
+    lack = listeners.network.find_fade_lack()
+    require("isolation", is_there=lack is None, reason=lack or "")
+    # Neighbours know each other before: what is counted are packets, not questions for an address.
+    wait_until_sync(lambda: listeners.heard() == ALL, what="all hear each other")
+    listeners.network.fade("b", 0.5)
+    rounds = [listeners.heard() for _ in range(40)]
+    for way in (("a", "b"), ("b", "a")):
+        # Outside of these bounds once in a million runs.
+        assert 5 <= sum(way in heard for heard in rounds) <= 35
+    assert all(way in heard for heard in rounds for way in (("a", "c"), ("c", "a")))
+    listeners.network.heal()
+    wait_until_sync(lambda: listeners.heard() == ALL, what="all hear each other again")
+
+
+def test_what_was_lost_is_found_pair_by_pair(listeners: Listeners) -> None:
+    listeners.network.lose("a", "b", "c")
+    listeners.network.find("a", "b")
+    assert listeners.heard() == ALL - {("a", "c")}
+    listeners.network.find("a", "b", "c")
+    assert listeners.heard() == ALL
 
 
 def test_groups_are_kept_apart(listeners: Listeners) -> None:
