@@ -14,9 +14,6 @@ from tests.simulation.host import Host
 from tests.simulation.loop import of_nobody
 from tests.simulation.network import Cluster
 
-#: After a fault is undone, its host counts as disturbed for so long: pings, retries, a look every 5 s.
-AFTERMATH_S = 8.0
-
 
 class Faults:
     """Draws and undoes them."""
@@ -46,8 +43,6 @@ class Faults:
             self._fill_up,
             self._drain,
         ]
-        #: Hosts that something befalls now, with how many things.
-        self._troubled: dict[str, int] = {}
 
     async def run(self, count: int, within_s: float) -> None:
         async with asyncio.TaskGroup() as group:
@@ -66,8 +61,7 @@ class Faults:
         self._disturb(host, -1)
 
     def _disturb(self, host: Host, by: int) -> None:
-        left = self._troubled[host.name] = self._troubled.get(host.name, 0) + by
-        host.calm_since = float("inf") if left else monotonic() + AFTERMATH_S
+        host.disturb(by)
 
     def heal(self) -> None:
         """Everything, at once."""

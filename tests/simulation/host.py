@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from etcd.errors import StoreError
 from etcd.identity import Identity
 from etcd.store import TaskStore
 from node.cluster.drains import Drains
-from node.cluster.host_record import host_of
+from node.cluster.host_record import HostRefused, host_of
 from node.cluster.lease_keeper import LeaseKeeper
 from node.cluster.session import Session
 from node.core.model import Capacity, Node
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from tests.simulation.etcd import SimEtcd
 
 LEASE_TTL_S = 5.0
+#: After a fault is undone, its host counts as disturbed for so long: pings, retries, a look every 5 s.
+AFTERMATH_S = 8.0
 STOP_WAIT_S = 2.0
 
 
@@ -89,6 +91,8 @@ class LastRun:
     """incarnation.json."""
 
     lease_id: int
+    #: The machine that it ran on, and whose directory this was.
+    machine: str
 
 
 class SimNode:
@@ -100,13 +104,26 @@ class SimNode:
         self.spawner = SimSpawner(host.id, self.process, host.watcher, host.chance)
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
+        #: Why the cluster takes no node of this host; None: it does.
+        self.refused: HostRefused | None = None
         self.task = self.process.start(self._run())
 
     async def _run(self) -> None:
+        """A refusal ends the process, with its reason."""
+        try:
+            await self._live()
+        except* HostRefused as refused:
+            self.refused = _first_of(refused)
+            self._host.tell(f"{self._host.name} is refused: {type(self.refused).__name__}")
+            self.spawner.end_all()
+
+    async def _live(self) -> None:
         clock.wall_offset.set(self._host.wall_offset)
         # The spawner's start: nothing of an earlier run is left when it is ready.
         await asyncio.sleep(self._host.chance.uniform(0.05, 0.3))
         self._host.end_leftovers(but=self.spawner)
+        if self._host.admission is not None:
+            await self._host.admission(self._host)
         async with self._store() as (etcd, store):
             await self._end_last_run(etcd)
             drains = Drains(etcd)
@@ -138,7 +155,8 @@ class SimNode:
         await etcd.close()
 
     async def _end_last_run(self, etcd: SimEtcd) -> None:
-        if self._host.last_run is not None:
+        last = self._host.last_run
+        if last is not None and last.machine == self._host.machine:  # else this is a copy (DataDir.wrote)
             with contextlib.suppress(StoreError):
                 await etcd.lease_revoke(self._host.last_run.lease_id)
 
@@ -171,7 +189,7 @@ class SimNode:
         )
 
     def _remember(self, session: Session, _identity: Identity) -> None:
-        self._host.last_run = LastRun(session.lease_id)
+        self._host.last_run = LastRun(session.lease_id, self._host.machine)
 
 
 class Host:
@@ -189,11 +207,18 @@ class Host:
         tell: Callable[[str], None],
     ) -> None:
         self.name = name
+        #: Which machine it is; the host's id travels with a copy of its data directory, and this does not.
+        self.machine = name
+        #: As the cluster calls its node.
+        self.node_name = name
         self.id = host_id
+        #: All that it ever had: a host that was removed comes back with another.
+        self.ids = [host_id]
+        self.address = f"{name}.example:7400"
         self.watcher = watcher
         self.chance = chance
         self.capacity = capacity
-        self._tell = tell
+        self.tell = tell
         self.link = Link(cluster, chance)
         #: Of the wall clock, ahead of the true time; a list, so that all of the host's contexts see it jump.
         self.wall_offset = [0.0]
@@ -203,9 +228,14 @@ class Host:
         self._past: list[SimSpawner] = []
         #: Since when nothing befalls this host; infinity while something does.
         self.calm_since = 0.0
+        self._troubles = 0
+        #: What a start does first where the directory is no member's yet: joins.
+        self.admission: Callable[[Host], Awaitable[None]] | None = None
+        #: The cluster may refuse it: it was removed, or there is a copy of it.
+        self.may_be_refused = False
 
     def record(self, node_id: str) -> Node:
-        return Node(node_id, self.id, self.name, self.capacity, "0", clock.EPOCH)
+        return Node(node_id, self.id, self.node_name, self.capacity, "0", clock.EPOCH, self.address)
 
     @property
     def is_up(self) -> bool:
@@ -216,8 +246,21 @@ class Host:
         """That of the node that runs, and those of the dead whose sandboxes may still be there."""
         return [*self._past, *([self.node.spawner] if self.node is not None else [])]
 
+    def disturb(self, by: int) -> None:
+        """One thing more befalls it (1), or one less (-1)."""
+        self._troubles += by
+        self.calm_since = float("inf") if self._troubles else clock.monotonic() + AFTERMATH_S
+
+    @property
+    def broken(self) -> BaseException | None:
+        """What ended its node, if that was neither an order nor a refusal that it has earned."""
+        node = self.node
+        if node is None or node.process.is_dead or not node.task.done() or node.task.cancelled():
+            return None
+        return node.task.exception() or (None if self.may_be_refused else node.refused)
+
     def start(self) -> None:
-        self._tell(f"{self.name} starts")
+        self.tell(f"{self.name} starts")
         if self.node is not None:
             self._past.append(self.node.spawner)
         self.node = SimNode(self)
@@ -232,10 +275,17 @@ class Host:
         node = self.node
         if node is None or not self.is_up:
             return
-        self._tell(f"{self.name} is killed")
+        self.tell(f"{self.name} is killed")
         node.process.kill()
         self.link.abandon()
         node.spawner.node_is_gone()
+
+    def wipe(self, host_id: str) -> None:
+        """An empty data directory, and so another id."""
+        self.kill()
+        self.tell(f"{self.name} is wiped, and is {host_id[-4:]} from now on")
+        self.id, self.last_run = host_id, None
+        self.ids.append(host_id)
 
     def end_leftovers(self, *, but: SimSpawner) -> None:
         """What the spawner does before it is ready: it kills what earlier ones left, frozen or not."""
@@ -243,3 +293,11 @@ class Host:
             if spawner is not but:
                 spawner.end_all()
         self._past = [spawner for spawner in self._past if spawner.commands]
+
+
+def _first_of(group: BaseExceptionGroup[HostRefused]) -> HostRefused:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, HostRefused)
+    return error

@@ -120,7 +120,7 @@ class World:
             await self._wait_ended()
         running = asyncio.get_running_loop()
         assert isinstance(running, SimLoop)
-        errors = [f"{host.name}: {error!r}" for host in self.hosts if (error := _broken(host)) is not None]
+        errors = [f"{host.name}: {error!r}" for host in self.hosts if (error := host.broken) is not None]
         self.checks.finish(self.submitted, [*running.errors, *errors])
 
     @contextlib.asynccontextmanager
@@ -187,21 +187,13 @@ class World:
             loop.of_nobody(self._check_cancel, task.id, clock.monotonic(), limit_s, delay_s=limit_s)
 
     def _check_cancel(self, task_id: str, asked_at: float, limit_s: float) -> None:
-        hosts = {host.id: host for host in self.hosts}
         for command in self.checks.is_moving(task_id):
-            host = hosts[command.host_id]
-            if host.calm_since <= asked_at:
+            hosts = [host for host in self.hosts if command.host_id in host.ids]
+            if all(host.calm_since <= asked_at for host in hosts):
+                where = ", ".join(host.name for host in hosts)
                 self.checks.add(
-                    "CancelIsObeyed", task_id, f"attempt {command.attempt} runs on {host.name} after {limit_s:g} s"
+                    "CancelIsObeyed", task_id, f"attempt {command.attempt} runs on {where} after {limit_s:g} s"
                 )
-
-
-def _broken(host: Host) -> BaseException | None:
-    """What ended its node, if that was no order."""
-    node = host.node
-    if node is None or node.process.is_dead or not node.task.done() or node.task.cancelled():
-        return None
-    return node.task.exception()
 
 
 class Hung(KeyboardInterrupt):
