@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,16 +29,16 @@ from typing import Any
 import psutil
 
 from etcd.binary import find_etcd
-from etcd.ports import remembered
-from examples.cluster.network import Network, Place, find_lack
+from examples.cluster.network import Network, find_lack
 from pilfer import PilferError, TaskSpec
 from pilfer.types import NodeView
+from tests.support import disks
 from tests.support.beats import Witness
-from tests.support.node_process import LiveNode, processes_in, require_node
+from tests.support.lab_node import API_PORT, PARTS, LabNode
+from tests.support.node_process import require_node
 from tests.support.require import require
 from tests.support.wait import wait_until_sync
 
-API_PORT = 7400
 #: Of each node, unless a test says otherwise: more than the machine has, since most tasks here only beat.
 CPU = 4
 MEMORY = "256M"
@@ -47,7 +48,9 @@ GROW_TIMEOUT_S = 60.0
 #: The last voters find no quorum any more when they give back: each has its time limits.
 STOP_TIMEOUT_S = 60.0
 _PREFIX = "pilfer-lab-"
-PARTS = ("node", "etcd", "spawner")
+_TOKEN_TTL_S = 3600.0
+
+__all__ = ["API_PORT", "CPU", "LEASE_TTL_S", "MEMORY", "PARTS", "Lab", "LabNode", "laboratory", "require_lab"]
 
 
 def require_lab() -> None:
@@ -57,94 +60,21 @@ def require_lab() -> None:
     require("isolation", is_there=lack is None, reason=lack or "")
 
 
-class LabNode(LiveNode):
-    """A node in a place of its own."""
-
-    def __init__(self, place: Place, data_dir: Path, *flags: str) -> None:
-        super().__init__(data_dir, "--name", place.name, *flags, prefix=place.command())
-        self.place = place
-        self.name = place.name
-        #: Parts that are stopped by a signal.
-        self._paused: list[psutil.Process] = []
-
-    def begin(self, *more: str) -> None:
-        """At the address that its place has now."""
-        super().begin("--listen", f"{self.place.address}:{API_PORT}", *more)
-
-    @property
-    def is_up(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def part(self, name: str) -> psutil.Process:
-        """The process of one of PARTS."""
-        return psutil.Process(self.pid) if name == "node" else self.child(name)
-
-    def find_part(self, name: str) -> psutil.Process | None:
-        """The same; None where it is not there (yet, or here)."""
-        try:
-            return self.part(name)
-        except (AssertionError, psutil.NoSuchProcess):
-            return None
-
-    def kill_part(self, name: str) -> None:
-        """kill -9."""
-        if name == "node":
-            self.kill()
-        else:
-            self.part(name).send_signal(signal.SIGKILL)
-
-    def pause(self, *names: str) -> None:
-        """SIGSTOP to these of PARTS, in this order; all of them: the whole machine seems to stand still."""
-        for name in names:
-            process = self.part(name)
-            process.send_signal(signal.SIGSTOP)
-            self._paused.append(process)
-
-    def resume(self) -> None:
-        """SIGCONT to whatever is paused."""
-        for process in self._paused:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGCONT)
-        self._paused.clear()
-
-    @property
-    def etcd_port(self) -> int | None:
-        """Of its etcd's client port on loopback; None where it runs none."""
-        ports = remembered(self.data_dir / "etcd" / "ports.json")
-        return ports.client if ports is not None and self.is_up and self.find_part("etcd") is not None else None
-
-    def task_processes(self) -> set[int]:
-        """Pids of everything that its tasks run now."""
-        return processes_in(self.cgroups())
-
-    def find_view(self) -> NodeView | None:
-        """What it says of itself; None where it does not answer or has no lease."""
-        try:
-            with self.client(patience_s=0.0) as client:
-                return next((view for view in client.nodes() if view.host_id == self.host_id), None)
-        except (PilferError, OSError):
-            return None
-
-    def run(self, *command: str, timeout_s: float = 30.0, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """A command in its place."""
-        return subprocess.run(
-            self.place.command(*command), input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-
-    def end(self) -> None:
-        self.resume()
-        super().end()
-
-
 class Lab:
     """The network, the witness and the nodes. Made by `laboratory`."""
 
-    def __init__(self, directory: Path, network: Network, witness: Witness) -> None:
+    def __init__(self, directory: Path, network: Network, witness: Witness, *, has_disks: bool = False) -> None:
         self.directory = directory
         self.network = network
         self.witness = witness
+        #: Those of the cluster. Never changed in place: other threads may be going through it.
         self.nodes: dict[str, LabNode] = {}
-        self._token = ""
+        #: Every machine that was ever added, in the cluster or not.
+        self.machines: list[LabNode] = []
+        #: Host ids of data directories that are lost.
+        self.emptied_hosts: set[str] = set()
+        self._has_disks = has_disks
+        self._token, self._token_until = "", 0.0
         #: Acknowledged submits, for the judgement at the end.
         self.submitted: list[str] = []
 
@@ -155,26 +85,42 @@ class Lab:
         place = self.network.add(name)
         more = ["--cpu", f"{cpu:g}", "--memory", MEMORY, "--lease-ttl", f"{LEASE_TTL_S:g}s"]
         more += ["--share", str(self.witness.directory), "--compaction-interval", "7d"]
-        if self.nodes:
-            more += ["--peers", ",".join(f"{node.place.address}:{API_PORT}" for node in self.nodes.values())]
-        node = LabNode(place, self.directory / name, *more, *flags)
-        self.nodes[name] = node
+        data_dir, disk = self.directory / name, None
+        if self._has_disks:
+            disk = disks.Disk(self.directory / f"{name}.disk")
+            data_dir = disk.path / "node"
+        node = LabNode(place, data_dir, *more, *flags)
+        node.disk, node.log = disk, self.directory / f"{name}.log"
+        self.machines.append(node)
+        self.take_in(node)
         return node
+
+    def take_in(self, node: LabNode) -> None:
+        """It is one of the cluster from now on (where it starts), and is told of the others."""
+        node.peers = tuple(other.address_in_lab for other in self.nodes.values() if other is not node)
+        self.nodes = {**self.nodes, node.name: node}
+
+    def let_go(self, node: LabNode) -> None:
+        """It is not one of the cluster any more."""
+        self.nodes = {name: other for name, other in self.nodes.items() if other is not node}
 
     def begin(self, node: LabNode) -> None:
         """Starts it, with a token where it does not know its cluster yet, and waits for nothing."""
-        if node is not self.first and not self._token:
-            self._token = self.new_token()
-        node.environment["PILFER_JOIN_TOKEN"] = self._token
+        needs_token = bool(node.peers) and not node.has_joined
+        node.environment["PILFER_JOIN_TOKEN"] = self.token() if needs_token else ""
         node.begin()
+
+    def wipe(self, node: LabNode) -> None:
+        """Its machine goes off, and its data directory is lost."""
+        self.emptied_hosts.add(node.wipe())
 
     def grow(self, *names: str, cpu: float = CPU, voters: int | None = None, flags: Sequence[str] = ()) -> None:
         """Adds nodes and starts them, all newcomers at once; returns when they are ready and so many vote."""
         for name in names:
             self.add(name, *flags, cpu=cpu)
         starting = [self.nodes[name] for name in names]
-        if starting[0] is self.first:
-            self.first.start()
+        if not starting[0].peers:
+            starting[0].start()
             starting = starting[1:]
         for node in starting:
             self.begin(node)
@@ -188,8 +134,18 @@ class Lab:
     def first(self) -> LabNode:
         return next(iter(self.nodes.values()))
 
+    def token(self) -> str:
+        """A token that is good for some time yet."""
+        if time.monotonic() > self._token_until:
+            self._token, self._token_until = self.new_token(), time.monotonic() + _TOKEN_TTL_S / 2
+        return self._token
+
+    def forget_token(self) -> None:
+        """The authority that signed it is no more."""
+        self._token_until = 0.0
+
     def new_token(self) -> str:
-        done = self.any_node().cli("token", "create", "--ttl", "1h")
+        done = self.any_node().cli("token", "create", "--ttl", f"{_TOKEN_TTL_S:g}s")
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -272,10 +228,12 @@ class Lab:
         )
 
     def voting_hosts(self) -> set[str]:
-        """Host ids of etcd's voters, as a voter lists its members."""
-        done = self.etcdctl(self.voters()[0], "member", "list", "-w", "json")
-        assert done.returncode == 0, done.stderr
-        return {member["name"] for member in json.loads(done.stdout)["members"] if not member.get("isLearner")}
+        """Host ids of etcd's voters, as a voter lists its members; empty where none answers."""
+        for node in self.voters():
+            done = self.etcdctl(node, "member", "list", "-w", "json")
+            if done.returncode == 0:
+                return {member["name"] for member in json.loads(done.stdout)["members"] if not member.get("isLearner")}
+        return set()
 
     def get_leader(self) -> LabNode:
         """The same, waited for."""
@@ -380,10 +338,9 @@ class Lab:
     # Back to rest
 
     def heal(self, *, timeout_s: float = 60.0) -> None:
-        """Undoes every fault: cuts, pauses, dead processes. Returns when all nodes are ready, and etcd is whole."""
-        for node in self.nodes.values():
-            node.resume()
-        self.network.heal()
+        """Undoes every fault: cuts, pauses, full disks, dead processes. Returns when all nodes are ready, and etcd is
+        whole."""
+        self._unhurt()
         dead = [node for node in self.nodes.values() if not node.is_up]
         for node in dead:
             self.begin(node)
@@ -396,25 +353,38 @@ class Lab:
         """A supervised etcd that died again and again is started again after a while only."""
         if self.find_leader() is None:
             return False
-        return self.voting_hosts() <= {node.host_id for node in self.voters()}
+        voting = self.voting_hosts()
+        return bool(voting) and voting <= {node.host_id for node in self.voters()}
+
+    def _unhurt(self) -> None:
+        for node in self.machines:
+            node.resume()
+            if node.disk is not None:
+                node.disk.free()
+        self.network.heal()
 
     def end(self) -> None:
-        """Stops every node; nothing of them is left."""
-        for node in self.nodes.values():
-            node.resume()
-        self.network.heal()
+        """Stops every node; nothing of them is left. What does not stop in time is killed, and an error in the end."""
+        self._unhurt()
+        errors: list[str] = []
+        running = [node for node in self.machines if node.is_up]
         # All at once, and each once: a second signal means haste.
-        for node in self.up():
+        for node in running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(node.pid, signal.SIGTERM)
-        for node in self.nodes.values():
-            if node.process is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    node.process.wait(STOP_TIMEOUT_S)
+        for node in running:
+            try:
+                node.process.wait(STOP_TIMEOUT_S) if node.process else None
+            except subprocess.TimeoutExpired:
+                errors.append(f"{node.name} did not stop within {STOP_TIMEOUT_S} s")
+                node.power_off()
+        for node in self.machines:
             node.end()
-        for node in self.nodes.values():
             if (node.data_dir / "host_id").exists():
                 wait_until_sync(partial(_is_quiet, node), what=f"no task is left of {node.name}")
+            if node.disk is not None:
+                node.disk.end()
+        assert not errors, "; ".join(errors)
 
 
 def _is_quiet(node: LabNode) -> bool:
@@ -422,25 +392,31 @@ def _is_quiet(node: LabNode) -> bool:
 
 
 @contextlib.contextmanager
-def laboratory() -> Iterator[Lab]:
-    """An empty lab; everything of it is gone afterwards, and what a killed run left behind now."""
+def laboratory(*, has_disks: bool = False) -> Iterator[Lab]:
+    """An empty lab; everything of it is gone afterwards, and what a killed run left behind now. has_disks: each node
+    gets a disk of limited size."""
     require_lab()
+    if has_disks:
+        lack = disks.find_lack()
+        require("isolation", is_there=lack is None, reason=lack or "")
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         pid = left.name.removeprefix(_PREFIX).partition("-")[0]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            disks.unmount_below(left)
             shutil.rmtree(left, ignore_errors=True)
     directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     lab: Lab | None = None
     try:
         with Network() as network, Witness(directory / "share") as witness:
-            lab = Lab(directory, network, witness)
+            lab = Lab(directory, network, witness, has_disks=has_disks)
             try:
                 yield lab
             finally:
                 lab.end()
     except BaseException:
-        for node in lab.nodes.values() if lab else ():
+        for node in lab.machines if lab else ():
             print(f"--- {node.name}\n{node.tail() if node.log.exists() else ''}")
         raise
     finally:
+        disks.unmount_below(directory)
         shutil.rmtree(directory, ignore_errors=True)
