@@ -10,5 +10,7 @@ from tests.chaos.load import Load
 from tests.support.lab import Lab
 
 
-def keep(directory: Path, lab: Lab, load: Load, checks: Checks, story: Sequence[str], flaws: Sequence[str]) -> None:
-    """Everything that is needed to understand the run, in this directory, which is made. While the lab still is there."""
+def keep(  # noqa: PLR0917  (each is another thing)
+    directory: Path, lab: Lab, load: Load, checks: Checks, story: Sequence[str], flaws: Sequence[str]
+) -> None:
+    """Everything that is needed to understand the run, in this directory, which is made. While the lab is there."""
