@@ -60,6 +60,10 @@ def virtual_world(chance: random.Random) -> Iterator[None]:
             module = importlib.import_module(name)
             replaced.append((module, attribute, getattr(module, attribute)))
             setattr(module, attribute, value)
+    # Who makes a call is told by its certificate, of which there is none here.
+    join = importlib.import_module("node.api.join")
+    replaced.append((join, "caller_of", join.caller_of))
+    join.caller_of = lambda context: context.caller  # type: ignore[attr-defined]  # a module's own name
     try:
         yield
     finally:

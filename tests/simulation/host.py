@@ -102,6 +102,7 @@ class SimNode:
         self._host = host
         self.process = Process(f"node of {host.name}")
         self.spawner = SimSpawner(host.id, self.process, host.watcher, host.chance)
+        self.started_at = clock.monotonic()
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
         #: Why the cluster takes no node of this host; None: it does.
@@ -158,7 +159,7 @@ class SimNode:
         last = self._host.last_run
         if last is not None and last.machine == self._host.machine:  # else this is a copy (DataDir.wrote)
             with contextlib.suppress(StoreError):
-                await etcd.lease_revoke(self._host.last_run.lease_id)
+                await etcd.lease_revoke(last.lease_id)
 
     def _surroundings(self, etcd: SimEtcd, store: TaskStore, drains: Drains) -> Surroundings:
         host = self._host
@@ -229,6 +230,8 @@ class Host:
         #: Since when nothing befalls this host; infinity while something does.
         self.calm_since = 0.0
         self._troubles = 0
+        #: How many things have befallen it so far.
+        self.befallen = 0
         #: What a start does first where the directory is no member's yet: joins.
         self.admission: Callable[[Host], Awaitable[None]] | None = None
         #: The cluster may refuse it: it was removed, or there is a copy of it.
@@ -249,6 +252,7 @@ class Host:
     def disturb(self, by: int) -> None:
         """One thing more befalls it (1), or one less (-1)."""
         self._troubles += by
+        self.befallen += max(by, 0)
         self.calm_since = float("inf") if self._troubles else clock.monotonic() + AFTERMATH_S
 
     @property

@@ -26,6 +26,8 @@ from tests.simulation.faults import Faults
 from tests.simulation.host import Host
 from tests.simulation.loop import SimLoop
 from tests.simulation.network import Cluster, Link
+from tests.simulation.newcomers import Newcomers
+from tests.simulation.upheavals import Upheavals
 
 #: From the end of the faults to the end of every task: leases, two TTLs of a host that waits for its own last one,
 #: retries, and the work itself.
@@ -86,6 +88,9 @@ class World:
         self._link = Link(self.cluster, self.chance)
         self.submitted: list[str] = []
         self._ids = Random(seed + 1)
+        chance = Random(seed + 3)
+        newcomers = Newcomers(self.hosts, self._link.client(), chance, self.checks.add)
+        self.upheavals = Upheavals(self.hosts, self.cluster, newcomers, chance, checks=self.checks, tell=self.tell)
 
     def _host(self, number: int) -> Host:
         cpu = self.chance.choice([1.0, 1.0, 2.0, 4.0])
@@ -110,14 +115,18 @@ class World:
             at_s = self.chance.uniform(1.0, 15.0) if number and self.chance.random() < 0.2 else 0.0
             loop.of_nobody(host.start_first, delay_s=at_s)
         faults = Faults(self.hosts, self.cluster, self.chance, self.tell)
+        tending = asyncio.create_task(self.upheavals.tend())
         async with self._people() as store:
             async with asyncio.TaskGroup() as first_half:
                 first_half.create_task(faults.run(self.size.faults, self.size.troubled_s))
+                first_half.create_task(self.upheavals.run(self.size.troubled_s))
                 for _ in range(self.size.tasks):
                     first_half.create_task(self._task(store))
             self.tell("all is healed")
+            self.upheavals.heal()
             faults.heal()
             await self._wait_ended()
+        tending.cancel()
         running = asyncio.get_running_loop()
         assert isinstance(running, SimLoop)
         errors = [f"{host.name}: {error!r}" for host in self.hosts if (error := host.broken) is not None]
