@@ -1,7 +1,9 @@
 """The history checker: reads etcd from its first revision to its last, and proves that nothing illegal ever happened.
 
 It watches the whole key space from revision 1 (so nothing may have been compacted: `--compaction-interval 7d`), keeps
-the keys as they were, and judges every revision against the one before it. It trusts no node: what it knows of the
+the keys as they were, and judges every revision against the one before it. A long history that is compacted is followed
+as it happens (`tests/chaos/observer.py`): what compaction tore out all the same is bridged by a snapshot, over which
+less can be said (`History.skip_to`). It trusts no node: what it knows of the
 protocol is the key schema, the design's table of guards, and the transitions of `node/core/lifecycle.py`, which it
 applies to the record before and compares, field by field, with the record after.
 
@@ -37,7 +39,7 @@ from etcd import cluster_codec, codec, keys
 from etcd.client import EtcdClient
 from etcd.endpoints import ClientTls
 from etcd.errors import Compacted, RecordCorrupt
-from etcd.port import Etcd, Event, KeyRange, Range
+from etcd.port import Etcd, Event, KeyRange, KeyValue, Range
 from node.core import lifecycle
 from node.core.errors import IllegalTransition
 from node.core.model import Node, Outcome, Reason, Status, Task
@@ -46,6 +48,8 @@ from pilfer.address import NODE_DNS_NAME
 EVERYTHING = KeyRange(b"\0", b"\0")
 #: Told in full up to here; a broken run would print megabytes.
 FLAWS_TOLD = 50
+#: Forgotten tasks that are remembered, the newest: an hour's, and not a night's.
+FORGOTTEN_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,11 @@ class History:
     def tasks(self) -> dict[str, Task]:
         return {task_id: life.task for task_id, life in self._lives.items() if life.task is not None}
 
+    def find(self, task_id: str) -> Task | None:
+        """It as it is now."""
+        life = self._lives.get(task_id)
+        return life.task if life is not None else None
+
     def apply(self, revision: int, events: Iterable[Event]) -> None:
         """Everything that was written at one revision."""
         self.revision = revision
@@ -109,6 +118,55 @@ class History:
             self._judge(task_id, before, self._lives[task_id], is_rewritten=task_id in records)
         for event in node_events:
             self._node_event(event)
+
+    def begin_anew(self, revision: int, kvs: Iterable[KeyValue]) -> None:
+        """From a snapshot and without a past: after an operator's recovery what was before proves nothing."""
+        self._forgotten.clear()
+        self._past_nodes.clear()
+        self._read_snapshot(revision, kvs)
+
+    def skip_to(self, revision: int, kvs: Iterable[KeyValue], *, may_have_forgotten: bool) -> None:
+        """Goes on from a snapshot, over revisions that nobody can read any more. may_have_forgotten: so long ago that
+        a task may have ended and been forgotten in between."""
+        before, lived = self.tasks, set(self._nodes)
+        self._read_snapshot(revision, kvs)
+        self._past_nodes |= lived - self._nodes.keys()
+        for task_id, old in before.items():
+            new = self._lives[task_id].task if task_id in self._lives else None
+            if new is None:
+                self._skip_forgotten(old, may_have_forgotten=may_have_forgotten)
+            elif old.status.is_terminal and new != old:
+                self._tell("TerminalIsFinal", task_id, f"it was {old.status}, and is now {lifecycle.story(new)}")
+            elif new.attempt < old.attempt or new.attempts_used > new.attempt:
+                self._tell("AttemptsAscend", task_id, f"attempt {old.attempt} became {new.attempt}")
+
+    def _read_snapshot(self, revision: int, kvs: Iterable[KeyValue]) -> None:
+        """Everything as it is at one revision."""
+        self.revision = revision
+        self._lives, self._nodes, self._removed = {}, {}, set()
+        touched: dict[str, Task | None] = {}
+        for kv in kvs:
+            event = Event(kv, is_delete=False)
+            if kv.key.startswith(b"/task/status/"):
+                self._index_event(event, touched)
+            elif kv.key.startswith(b"/task/"):
+                self._record_event(event, touched, set())
+            elif kv.key.startswith((b"/node/", b"/cluster/")):
+                self._node_event(event)
+        for task_id, life in self._lives.items():
+            self._judge(task_id, None, life, is_rewritten=False)
+            for flaw in lifecycle.flaws(life.task) if life.task is not None else ():
+                self._tell("LegalTransition", task_id, flaw)
+
+    def _skip_forgotten(self, old: Task, *, may_have_forgotten: bool) -> None:
+        if not old.status.is_terminal and not may_have_forgotten:
+            self._tell("NothingLost", old.id, f"it was {old.status}, and is absent after a gap")
+        self._forget(old.id, old.status)
+
+    def _forget(self, task_id: str, status: Status) -> None:
+        self._forgotten[task_id] = status
+        if len(self._forgotten) > FORGOTTEN_MAX:
+            del self._forgotten[next(iter(self._forgotten))]
 
     # What a revision wrote
 
@@ -173,7 +231,7 @@ class History:
             was = before.status if before else "absent"
             self._tell("NothingLost", task_id, f"it was {was}, and its record was deleted")
             return
-        self._forgotten[task_id] = before.status
+        self._forget(task_id, before.status)
         del self._lives[task_id]
 
     def _match(self, task_id: str, successors: Sequence[Task], after: Task, what: str) -> None:
