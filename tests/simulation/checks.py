@@ -2,16 +2,23 @@
 
 * NoTwoLiveRuns: no two runs of one task move at the same moment (design, section 8, invariant 4).
 * NeverAboveCapacity: what moves on a host fits into what it lends (7).
+* RunsAreCounted: no task is run more often than its `max_attempts`, or twice if it may not be restarted (3).
+* EndsAreTrue: a task is complete when its command ended by itself, with that exit code; and where the node heard of
+  such an end, and lives, the task is complete.
 * CancelIsObeyed: a canceled task's processes are gone within its grace and 2 s, unless its host was disturbed (5).
 * everything of `tests/support/history.py`, at every revision of etcd (1, 2, 3, 6, 10).
 * EventuallyTerminal: once the faults have stopped every task ends in bounded time (7).
 * NothingBreaks: no task of a node ends with an exception that nobody expects.
+
+What a calm host owes is in `promises.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from etcd import keys
+from node.core.model import Outcome, Reason, Status, Task
 from tests.simulation.sandboxes import Command
 from tests.support.fake_store import Change
 from tests.support.history import Flaw, History
@@ -33,11 +40,16 @@ class Checks:
         self._cpu: dict[str, float] = {}
         self.capacity: dict[str, float] = {}
         self.runs = 0
+        #: Every command that ever ran, by task and attempt.
+        self._commands: dict[str, dict[int, Command]] = {}
+        #: Tasks that the newest revision wrote, as they were.
+        self._before: dict[str, Task | None] = {}
 
     # As the sandboxes' watcher
 
     def moves(self, command: Command) -> None:
         self.runs += 1
+        self._count(command)
         moving = self._moving.setdefault(command.task_id, [])
         moving.append(command)
         if len(moving) > 1:
@@ -54,13 +66,48 @@ class Checks:
     def is_moving(self, task_id: str) -> list[Command]:
         return list(self._moving.get(task_id, []))
 
+    def _count(self, command: Command) -> None:
+        ran = self._commands.setdefault(command.task_id, {})
+        if command.attempt in ran:
+            return  # thawed
+        ran[command.attempt] = command
+        task = self.history.find(command.task_id)
+        if task is not None and len(ran) > (task.spec.max_attempts if task.spec.restart_on_node_loss else 1):
+            self.add("RunsAreCounted", command.task_id, f"attempts {', '.join(map(str, ran))} ran")
+
+    def command(self, task_id: str, attempt: int) -> Command | None:
+        """What ran, or runs, as this attempt."""
+        return self._commands.get(task_id, {}).get(attempt)
+
     # As etcd's listener
 
+    def before(self, task_id: str) -> Task | None:
+        """A task that the newest revision wrote, as it was before."""
+        return self._before.get(task_id)
+
     def changed(self, change: Change) -> None:
+        written = [event.kv.key for event in change.events if _is_record(event.kv.key)]
+        self._before = {task_id: self.history.find(task_id) for task_id in map(keys.parse_task, written)}
         self.history.apply(change.revision, change.events)
         for flaw in self.history.flaws[self._told :]:
             self._add(str(flaw))
         self._told = len(self.history.flaws)
+        for task_id, before in self._before.items():
+            after = self.history.find(task_id)
+            if before is not None and after is not None and before.status is Status.RUNNING is not after.status:
+                self._judge_end(before, after)
+
+    def _judge_end(self, before: Task, after: Task) -> None:
+        """An attempt is over, as its record says."""
+        command = self.command(before.id, before.attempt)
+        ended_itself = command is not None and command.is_over and not command.ended_by
+        outcome = after.attempts[-1].outcome
+        if after.status is Status.COMPLETE:
+            if not ended_itself or outcome is None or command is None or outcome.exit_code != command.code:
+                how = "it never ran" if command is None else f"ended by {command.ended_by or 'itself'}, {command.code}"
+                self.add("EndsAreTrue", before.id, f"complete with {outcome}; attempt {before.attempt}: {how}")
+        elif ended_itself and command is not None and command.is_reported and not _is_lost(outcome):
+            self.add("EndsAreTrue", before.id, f"{after.status} ({outcome}), and its command ended by itself")
 
     # The end
 
@@ -76,3 +123,12 @@ class Checks:
     def _add(self, flaw: str) -> None:
         self.flaws.append(flaw)
         self._tell(f"FLAW: {flaw}")
+
+
+def _is_record(key: bytes) -> bool:
+    return key.startswith(b"/task/") and not key.startswith(b"/task/status/")
+
+
+def _is_lost(outcome: Outcome | None) -> bool:
+    """Its node was gone before it could write."""
+    return outcome is not None and outcome.reason is Reason.NODE_LOST

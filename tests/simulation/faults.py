@@ -13,13 +13,17 @@ from tests.simulation.clock import EPOCH, monotonic
 from tests.simulation.host import Host
 from tests.simulation.loop import of_nobody
 from tests.simulation.network import Cluster
+from tests.simulation.promises import Promises
 
 
 class Faults:
     """Draws and undoes them."""
 
-    def __init__(self, hosts: list[Host], cluster: Cluster, chance: Random, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, hosts: list[Host], cluster: Cluster, promises: Promises, chance: Random, tell: Callable[[str], None]
+    ) -> None:
         self._hosts = hosts
+        self._promises = promises
         self._cluster = cluster
         self._chance = chance
         self._tell = tell
@@ -84,8 +88,9 @@ class Faults:
     # Kinds
 
     def _kill_node(self, host: Host) -> Callable[[], None] | None:
-        if not host.is_up:
+        if host.node is None or not host.is_up:
             return None
+        self._promises.killed(host, host.node)
         host.kill()
         return lambda: None if host.is_up else host.start()
 
@@ -95,6 +100,7 @@ class Faults:
         if node is None or not host.is_up:
             return None
         self._tell(f"{host.name} is told to stop")
+        self._promises.told_to_stop(host, node)
         node.process.call_later(0.0, node.stop.set)
         if self._chance.random() < 0.3:
             node.process.call_later(self._chance.uniform(0.0, 3.0), node.hurry.set)

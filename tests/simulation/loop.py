@@ -31,6 +31,7 @@ class Process:
         self.name = name
         self.is_dead = False
         self.is_paused = False
+        self._resumed_at = 0.0
         self._context = contextvars.copy_context()
         self._context.run(_process.set, self)
         #: What came due while it was paused, in order.
@@ -52,9 +53,14 @@ class Process:
     def resume(self) -> None:
         """SIGCONT."""
         self.is_paused = False
+        self._resumed_at = asyncio.get_running_loop().time()
         held, self._held = self._held, []
         for step, context in held:
             asyncio.get_running_loop().call_soon(step, context=context)
+
+    def has_run_since(self, moment: float) -> bool:
+        """Whether it was not paused since then, if it lives."""
+        return not self.is_paused and self._resumed_at <= moment
 
     def kill(self) -> None:
         """SIGKILL: from now on nothing of it runs."""

@@ -178,10 +178,10 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
-        "what a node left is not looked at",
+        "the news of a death has nobody look",
         _SWEEPER,
-        "self._gone.setdefault(node_id, _Gone(now))",
-        "pass",
+        "gone = self._gone.setdefault(node_id, _Gone(time.monotonic()))",
+        "gone = _Gone(time.monotonic())",
     ),
     # claims
     Mutant(

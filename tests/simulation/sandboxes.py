@@ -58,6 +58,8 @@ class Command:
         self.is_over = False
         #: Why it was ended from outside; "" by itself.
         self.ended_by = ""
+        #: The node has heard how it ended.
+        self.is_reported = False
         self._since = monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._go()
@@ -218,7 +220,7 @@ class SimSpawner:
         sandbox = self._sandboxes.pop(command.spec.id, None)
         self.commands.pop(command.spec.id, None)
         if sandbox is not None:
-            of_nobody(_set, sandbox.ended, command.report(), delay_s=self._step_s())
+            of_nobody(_report, sandbox.ended, command, command.report(), delay_s=self._step_s())
 
     def _stop(self, sandbox_id: str, grace_s: float) -> None:
         command = self.commands.get(sandbox_id)
@@ -318,6 +320,7 @@ class SimSpawner:
                 silent_s = 0.0
 
 
-def _set(future: asyncio.Future[Ended], ended: Ended) -> None:
+def _report(future: asyncio.Future[Ended], command: Command, ended: Ended) -> None:
     if not future.done():
         future.set_result(ended)
+        command.is_reported = True

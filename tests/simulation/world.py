@@ -23,10 +23,11 @@ from node.core.model import Capacity, Requirements, Task, TaskSpec
 from tests.simulation import clock, loop
 from tests.simulation.checks import Checks
 from tests.simulation.faults import Faults
-from tests.simulation.host import Host
+from tests.simulation.host import STOP_WAIT_S, Host
 from tests.simulation.loop import SimLoop
 from tests.simulation.network import Cluster, Link
 from tests.simulation.newcomers import Newcomers
+from tests.simulation.promises import Promises
 from tests.simulation.upheavals import Upheavals
 
 #: From the end of the faults to the end of every task: leases, two TTLs of a host that waits for its own last one,
@@ -55,7 +56,7 @@ def draw_size(chance: Random) -> Size:
         hosts=chance.choice([1, 2, 3, 3, 4]),
         tasks=chance.choice([5, 10, 25]),
         troubled_s=25.0,
-        faults=chance.choice([4, 8, 12]),
+        faults=chance.choice([2, 4, 8, 12]),
     )
 
 
@@ -84,6 +85,8 @@ class World:
         self.cluster = Cluster(clock.monotonic)
         self.cluster.store.listeners.append(self.checks.changed)
         self.hosts = [self._host(number) for number in range(size.hosts)]
+        self.promises = Promises(self.checks, self.hosts, stop_wait_s=STOP_WAIT_S)
+        self.cluster.store.listeners.append(self.promises.changed)
         #: People's own way to etcd: through some node that is well, which is not simulated.
         self._link = Link(self.cluster, self.chance)
         self.submitted: list[str] = []
@@ -114,7 +117,7 @@ class World:
             # Some come later, to work that is there.
             at_s = self.chance.uniform(1.0, 15.0) if number and self.chance.random() < 0.2 else 0.0
             loop.of_nobody(host.start_first, delay_s=at_s)
-        faults = Faults(self.hosts, self.cluster, self.chance, self.tell)
+        faults = Faults(self.hosts, self.cluster, self.promises, self.chance, self.tell)
         tending = asyncio.create_task(self.upheavals.tend())
         async with self._people() as store:
             async with asyncio.TaskGroup() as first_half:
