@@ -1,36 +1,224 @@
-"""The checks of a chaos run (being built; the signatures stand)."""
+"""The checks of a chaos run: they watch while it goes on, and judge at the end.
+
+What watches stays outside of the faults: the witness hears tasks by a socket of the machine, the observer reads etcd
+from a place of the network of its own, processes are looked at through /proc. The judgements themselves are pure, and
+in files of their own: `verdicts.py`, `acts.py` (ends), `pattern.py` (logs), `upkeep.py`, `tests/support/history.py`.
+"""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
-from tests.chaos.load import Load
-from tests.support.lab import Lab
+from pilfer import PilferError, Task
+from tests.chaos import verdicts
+from tests.chaos.load import KEEP_S, Load
+from tests.chaos.traces import left_behind
+from tests.chaos.upkeep import Upkeep
+from tests.support.lab import CPU, Lab
+from tests.support.wait import wait_until_sync
+
+OBSERVER = "observer"
+EVERY_S = 2.0
+#: Beats that are kept on the disk; the runs are all kept in memory.
+BEATS_BYTES = 64 * 1024 * 1024
+#: The observer's own limit is a minute.
+JUDGED_WITHIN_S = 90.0
+LISTED_WITHIN_S = 60.0
+#: What ended within so long before a recovery is demanded after it: retention keeps several times as much.
+RECENT_S = 240.0
+#: Seen to have ended so lately that it cannot be forgotten yet.
+UNFORGOTTEN_S = KEEP_S - 15.0
 
 
 class Checks:
-    """Watches while it goes on, and judges at the end."""
+    """Watches from `start` to `finish`. `start` is called by the thread that made the lab."""
 
     def __init__(self, lab: Lab, load: Load, tell: Callable[[str], None]) -> None:
         self.lab = lab
         self.load = load
+        self._tell = tell
+        self.directory = lab.directory / "checks"
+        self.upkeep = Upkeep(lab)
+        #: From when to when an operator went back to older data.
+        self.epochs: list[tuple[float, float]] = []
+        self.judgement: dict[str, object] = {}
+        self._found: list[str] = []
+        self._host_ids: set[str] = set()
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._observer: subprocess.Popen[str] | None = None
+        self._threads: list[threading.Thread] = []
+
+    # For the runner
 
     def start(self) -> None:
-        """Follows etcd's history and the processes, from threads and a process of its own. To be called by the thread
-        that made the lab, when it has grown."""
+        """Follows etcd's history, the beats and the processes from now on."""
+        self.directory.mkdir()
+        place = self.lab.network.add(OBSERVER)
+        with (self.directory / "observer.log").open("w") as log:
+            self._observer = subprocess.Popen(
+                place.command(sys.executable, "-m", "tests.chaos.observer", str(self.directory)),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            )  # fmt: skip
+        self._tell_voters()
+        for run in (self._read_observer, self._watch):
+            thread = threading.Thread(target=run, name=f"checks {run.__name__}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        self.upkeep.start()
 
     def new_epoch(self, reason: str) -> None:
-        """An operator recovered the cluster: what was acknowledged before load.pause() must still be there, all else
-        begins anew. To be called when the recovered cluster has a leader, before load.resume()."""
+        """An operator recovered the cluster: what was acknowledged before load.pause() must still be there, and all
+        else begins anew. To be called when the recovered cluster answers, before load.resume()."""
+        self.epochs.append((self.load.gate.shut_at, time.monotonic()))
+        self._tell_voters()
+        self._command({"epoch": reason})
+        wanted = set(self.load.ledger.open()) | set(self.load.ledger.ended_since(self.load.gate.shut_at - RECENT_S))
+        listed = self._list()
+        if listed is not None:
+            missing = sorted(wanted - {task.id for task in listed})
+            self._add([f"NothingLost: task {task_id} is not there after {reason}" for task_id in missing])
 
     def flaws_so_far(self) -> list[str]:
         """What has been found by now: a run may end early on it."""
-        return []
+        with self._lock:
+            return [*self._found, *self.load.ledger.flaws]
 
     def finish(self) -> list[str]:
         """Flaws. After load.stop(), healing, and when all tasks have ended; before the lab ends. Stops watching."""
-        return []
+        self.load.finish()
+        self._stopped.set()
+        self.upkeep.stop()
+        ledger, runs = self.load.ledger, self.lab.witness.look()
+        flaws = verdicts.flaws_of_runs(runs, self.epochs, CPU, ledger.cpu_of)
+        flaws += verdicts.flaws_of_bounds(runs, self.epochs, ledger.runs_max_of)
+        flaws += verdicts.flaws_of_ends(runs, ledger.beating_complete)
+        flaws += verdicts.flaws_of_cancels(runs, self.epochs, ledger.cancels)
+        flaws += [
+            f"SubmittedIsEnded: task {task_id} ({entry.act.kind}) was acknowledged, and its end was not seen"
+            for task_id, entry in ledger.open().items()
+        ]
+        flaws += self._judge_listing()
+        flaws += self._judge_history()
+        flaws += self.upkeep.flaws()
+        if not runs.beats or not ledger.ended_count:
+            flaws.append("the instrument: nothing ran at all")
+        self._add(flaws)
+        return verdicts.told(self.flaws_so_far())
+
+    def left_behind(self) -> list[str]:
+        """NothingIsLeft. After the lab has ended."""
+        return left_behind(self.lab.directory, self._host_ids)
 
     def summary(self) -> str:
-        """One line: what was seen."""
-        return ""
+        """What was seen, in one line."""
+        runs = self.lab.witness.runs
+        history = {name: value for name, value in self.judgement.items() if name not in ("flaws", "tasks")}
+        return f"{len(runs.by_task)} tasks heard, {runs.beats} beats; history: {history}; {self.upkeep.summary()}"
+
+    # Watching
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(EVERY_S):
+            self.lab.witness.look()
+            self.lab.witness.forget(BEATS_BYTES)
+            self._tell_voters()
+            for node in self.lab.machines:
+                try:
+                    self._host_ids.add(node.host_id)
+                except OSError:
+                    continue  # its directory is not there now
+
+    def _tell_voters(self) -> None:
+        """Whose etcd there is, and a directory with a certificate that it takes."""
+        voters = []
+        for node in self.lab.up():
+            port = node.etcd_port
+            if port is not None:
+                voters.append([f"{node.place.address}:{port}", str(node.data_dir / "pki")])
+        self._command({"voters": voters})
+
+    def _command(self, command: dict[str, object]) -> None:
+        assert self._observer is not None
+        assert self._observer.stdin is not None
+        with self._lock:
+            try:
+                self._observer.stdin.write(json.dumps(command) + "\n")
+                self._observer.stdin.flush()
+            except OSError as error:
+                self._found.append(f"the instrument: the observer takes no commands: {error}")
+
+    def _read_observer(self) -> None:
+        assert self._observer is not None
+        assert self._observer.stdout is not None
+        for line in self._observer.stdout:
+            match json.loads(line):
+                case {"flaw": str(words)}:
+                    self._tell(f"found: {words}")
+                    self._add([words])
+                case {"gap": str(words)}:
+                    self._tell(f"history: {words}")
+                case {"judgement": dict(judgement)}:
+                    self.judgement = judgement
+
+    def _add(self, flaws: list[str]) -> None:
+        with self._lock:
+            self._found += [flaw for flaw in flaws if flaw not in self._found]
+
+    # The end
+
+    def _list(self) -> list[Task] | None:
+        """Every task that the cluster knows; None where it cannot be listed (which is a flaw)."""
+        found: list[Task] = []
+
+        def is_listed() -> bool:
+            try:
+                with self.lab.any_node().client(patience_s=5.0) as client:
+                    found[:] = client.list()
+            except (PilferError, StopIteration):
+                return False
+            return True
+
+        try:
+            wait_until_sync(is_listed, LISTED_WITHIN_S, what="the tasks are listed", every_s=0.5)
+        except AssertionError as error:
+            self._add([f"SubmittedIsEnded: {error}"])
+            return None
+        return found
+
+    def _judge_listing(self) -> list[str]:
+        ledger = self.load.ledger
+        wanted = ledger.ended_since(time.monotonic() - UNFORGOTTEN_S) + list(ledger.open())
+        listed = self._list()
+        if listed is None:
+            return []
+        return verdicts.flaws_of_listing(listed, wanted, ledger.all_tried(), strangers=set(self.lab.submitted))
+
+    def _judge_history(self) -> list[str]:
+        assert self._observer is not None
+        ids = self.directory / "ids"
+        ids.write_text("\n".join(self.load.ledger.ended_since(time.monotonic() - UNFORGOTTEN_S)))
+        self._command({"finish": str(ids)})
+        try:
+            code = self._observer.wait(JUDGED_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._observer.kill()
+            self._observer.wait()
+            return ["the instrument: the observer does not end"]
+        finally:
+            for thread in self._threads:
+                thread.join(10.0)
+            for pipe in filter(None, (self._observer.stdin, self._observer.stdout)):
+                pipe.close()
+        log = (self.directory / "observer.log").read_text()
+        return [] if code == 0 else [f"the instrument: the observer ended with {code}: {log[-2000:]}"]
+
+
+def history_files(checks: Checks) -> list[Path]:
+    return sorted(checks.directory.glob("history.*.jsonl"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 
 WAIT_S = 0.5
@@ -17,6 +18,8 @@ class Gate:
         self._is_open = True
         self._is_closed = False
         self._inside = 0
+        #: When it was shut last, by time.monotonic().
+        self.shut_at = 0.0
 
     def open(self) -> None:
         with self._changed:
@@ -26,7 +29,7 @@ class Gate:
     def shut(self) -> None:
         """Until it is opened; returns when nobody is inside."""
         with self._changed:
-            self._is_open = False
+            self._is_open, self.shut_at = False, time.monotonic()
             self._changed.wait_for(lambda: not self._inside)
 
     def close(self) -> None:

@@ -17,20 +17,26 @@ It also sees what no record tells: that an older attempt began after a newer one
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
+from node.core.log_cap import Span
+from node.running.log_watch import ALIGN_BYTES, punch
 from pilfer import TaskSpec
 from tests.support.wait import wait_until_sync
 
 _SOURCE = Path(__file__).with_name("beat.c")
 #: Between the beats of one task. Ten tasks at once are then a thousand datagrams a second.
 PERIOD_MS = 10
+#: Sums of floats.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,32 +129,36 @@ def overlaps(runs: Runs, *, tolerance_s: float = 0.0) -> list[str]:
     return found
 
 
-def setbacks(runs: Runs) -> list[str]:
-    """Each run that began after one of a higher attempt or fence of the same task, in words."""
+def setbacks(runs: Runs, epochs: Sequence[tuple[float, float]] = ()) -> list[str]:
+    """Each run that began after one of a higher attempt or fence of the same task, in words. epochs: from when to when
+    an operator went back to older data: attempts may be counted anew there, fence tokens never."""
     found: list[str] = []
     for task_id in runs.by_task:
         ordered = runs.of(task_id)
         for earlier, later in itertools.pairwise(ordered):
-            if later.attempt <= earlier.attempt or later.fence <= earlier.fence:
+            is_counted_anew = any(earlier.first_sent <= end and start <= later.first_sent for start, end in epochs)
+            if (later.attempt <= earlier.attempt and not is_counted_anew) or later.fence <= earlier.fence:
                 found.append(f"task {task_id}: {later} began after {earlier}")
     return found
 
 
-def excesses(runs: Runs, most: Mapping[str, int]) -> list[str]:
-    """Each node that at some moment ran more at once than `most` says (number of runs, by node id), in words."""
-    events: dict[str, list[tuple[float, int]]] = {}
-    for by_start in runs.by_task.values():
+def excesses(runs: Runs, most: Mapping[str, float], weights: Mapping[str, float] = MappingProxyType({})) -> list[str]:
+    """Each node that at some moment ran more at once than `most` says (by node id), in words. weights: what one run of
+    a task counts, by its id; 1 where nothing is said."""
+    events: dict[str, list[tuple[float, float]]] = {}
+    for task_id, by_start in runs.by_task.items():
+        weight = weights.get(task_id, 1)
         for run in by_start.values():
             # An end sorts before a start of the same moment.
-            events.setdefault(run.node_id, []).extend([(run.first_sent, 1), (run.last_sent, -1)])
+            events.setdefault(run.node_id, []).extend([(run.first_sent, weight), (run.last_sent, -weight)])
     found: list[str] = []
     for node_id, changes in events.items():
-        now = top = 0
+        now = top = 0.0
         for _, change in sorted(changes):
             now += change
             top = max(top, now)
-        if node_id in most and top > most[node_id]:
-            found.append(f"node {node_id} ran {top} at once, with room for {most[node_id]}")
+        if node_id in most and top > most[node_id] + _ROUNDING:
+            found.append(f"node {node_id} ran {top:g} at once, with room for {most[node_id]:g}")
     return found
 
 
@@ -180,6 +190,8 @@ class Witness:
         self._file = directory.parent / f"{directory.name}.beats"
         self._process: subprocess.Popen[str] | None = None
         self._read_to = 0
+        self._forgotten_to = 0
+        self._looking = threading.Lock()
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -226,14 +238,33 @@ class Witness:
 
     def look(self) -> Runs:
         """Everything witnessed so far."""
-        with self._file.open("rb") as file:
-            file.seek(self._read_to)
-            lines = file.read()
-        whole = lines[: lines.rfind(b"\n") + 1]
-        self._read_to += len(whole)
-        for line in whole.decode().splitlines():
-            self.runs.add(parse(line))
-        return self.runs
+        with self._looking:
+            with self._file.open("rb") as file:
+                file.seek(self._read_to)
+                lines = file.read()
+            whole = lines[: lines.rfind(b"\n") + 1]
+            self._read_to += len(whole)
+            for line in whole.decode().splitlines():
+                self.runs.add(parse(line))
+            return self.runs
+
+    def forget(self, keep_bytes: int) -> None:
+        """Of the beats on the disk the newest are enough from now on; the runs stay known."""
+        with self._looking:
+            end = max(0, self._read_to - keep_bytes)
+            end -= end % ALIGN_BYTES
+            if end > self._forgotten_to:
+                fd = os.open(self._file, os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    punch(fd, Span(self._forgotten_to, end))
+                finally:
+                    os.close(fd)
+                self._forgotten_to = end
+
+    @property
+    def file(self) -> Path:
+        """The beats, one a line; what was forgotten is a hole at the beginning."""
+        return self._file
 
     def wait_run(self, task_id: str, number: int, timeout_s: float = 20.0) -> Run:
         """The number-th run of a task, once its first beat has been heard. (Attempts may have higher numbers: a claim
