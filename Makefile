@@ -69,8 +69,8 @@ test-cluster: setup ## Clusters of nodes in network namespaces: faults by pid, s
 hostile: setup ## COUNT=10000 tasks, a third of them hostile: what becomes of each, and of the machine (10 minutes)
 	$(BIN)/python -m tests.hostile.ten_thousand --count $(or $(COUNT),10000) $(if $(SEED),--seed $(SEED))
 
-chaos: setup ## Faults at random on a cluster under load; MINUTES=10, SEED=17 repeats one
-	$(BIN)/python -m tests.cluster_live.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+chaos: setup ## Faults at random on a cluster under load; MINUTES=10, SEED=17 repeats one (tests/chaos/README.md)
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 bench: setup ## Measure, beside xargs on the same machine, into docs/benchmarks.md
 	$(BIN)/python -m bench

@@ -112,7 +112,9 @@ class Lab:
 
     def wipe(self, node: LabNode) -> None:
         """Its machine goes off, and its data directory is lost."""
-        self.emptied_hosts.add(node.wipe())
+        host_id = node.wipe()
+        if host_id:
+            self.emptied_hosts.add(host_id)
 
     def grow(self, *names: str, cpu: float = CPU, voters: int | None = None, flags: Sequence[str] = ()) -> None:
         """Adds nodes and starts them, all newcomers at once; returns when they are ready and so many vote."""
@@ -134,6 +136,11 @@ class Lab:
     def first(self) -> LabNode:
         return next(iter(self.nodes.values()))
 
+    def host_ids(self) -> set[str]:
+        """Every host id that there ever was."""
+        there = (node for node in self.machines if (node.data_dir / "host_id").exists())
+        return self.emptied_hosts | {node.host_id for node in there}
+
     def token(self) -> str:
         """A token that is good for some time yet."""
         if time.monotonic() > self._token_until:
@@ -145,9 +152,15 @@ class Lab:
         self._token_until = 0.0
 
     def new_token(self) -> str:
-        done = self.any_node().cli("token", "create", "--ttl", f"{_TOKEN_TTL_S:g}s")
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        """From the first that gives one. Raises AssertionError."""
+        refusals: list[str] = []
+        for node in self.up():
+            try:
+                with node.client(patience_s=2.0, timeout_s=5.0) as client:
+                    return client.create_token(ttl_s=_TOKEN_TTL_S).text
+            except (PilferError, OSError) as error:
+                refusals.append(str(error))
+        raise AssertionError(f"no node gives a token: {refusals}")
 
     def up(self) -> list[LabNode]:
         """The nodes whose process runs."""
@@ -261,14 +274,24 @@ class Lab:
 
     def etcdctl(self, node: LabNode, *args: str) -> subprocess.CompletedProcess[str]:
         """Against the etcd of this node, in its place and with its certificate."""
+        return node.run(*self.etcdctl_command(node, *args))
+
+    @staticmethod
+    def etcdctl_command(node: LabNode, *args: str) -> list[str]:
+        """For `LabNode.run`."""
         pki = node.data_dir / "pki"
-        return node.run(
+        return [
             str(Path(find_etcd(None).path).with_name("etcdctl")),
             f"--endpoints=https://127.0.0.1:{node.etcd_port}",
             f"--cacert={pki}/ca.crt", f"--cert={pki}/node.crt", f"--key={pki}/node.key",
             "--command-timeout=2s",
             *args,
-        )  # fmt: skip
+        ]  # fmt: skip
+
+    def revision(self, node: LabNode) -> int | None:
+        """The newest that the etcd of this node has; None where it does not answer."""
+        status = self._status(node)
+        return int(status["header"]["revision"]) if status is not None else None
 
     def _status(self, node: LabNode) -> dict[str, Any] | None:
         done = self.etcdctl(node, "endpoint", "status", "-w", "json")
