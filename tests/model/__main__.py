@@ -2,7 +2,7 @@
 
 python -m tests.model            every scenario under the rules, and every flaw (seconds)
 python -m tests.model NAME ...   these flaws alone, with their shortest interleavings
-python -m tests.model --deep     the rules with larger fault budgets (minutes)
+python -m tests.model --deep     the rules with larger fault budgets, and without each second line (ten minutes)
 
 Exit status 1: the rules are violated, or a flaw is not caught.
 """
@@ -13,7 +13,7 @@ import sys
 import time
 
 from tests.model.explore import explore
-from tests.model.flaws import FLAWS
+from tests.model.flaws import FLAWS, SECOND_LINES, without
 from tests.model.moves import Model
 from tests.model.state import ALL, SCENARIOS, Rules
 
@@ -23,6 +23,11 @@ def main(names: list[str]) -> int:
     if names == ["--deep"]:
         runs = [("rules", Rules(), scenario, 2) for scenario in ALL]
         runs += [("rules, 3 hosts", Rules(), scenario, 3) for scenario in ("crash", "partition")]
+        runs += [
+            (f"without {name}: {guard.name}", without((name, guard)), scenario, 2)
+            for name, guard in SECOND_LINES
+            for scenario in SCENARIOS
+        ]
     elif names:
         runs = [(name, *FLAWS[name], 2) for name in names]
     else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from etcd.transitions import Guard, Name
+from tests.model.guards import LASTING, is_admitted
 from tests.model.state import (
     CANCELED,
     COMPLETE,
@@ -86,9 +88,9 @@ class HostMoves:
         return self.state._replace(messages=self.state.messages | {message})
 
     def steps(self) -> Iterator[Step]:
-        for part in (self.session, self.claims, self.ends, self.cancels, self.spawner, self.boots, self.requeues):
+        own = (self.session, self.claims, self.ends, self.cancels, self.spawner, self.boots)
+        for part in (*own, self.requeues, self.forgets, self.faults):
             yield from part()
-        yield from self.faults()
 
     def session(self) -> Iterator[Step]:
         host, rules = self.host, self.rules
@@ -113,7 +115,7 @@ class HostMoves:
             yield self.to("sends claim", self.send("claim", record), memory=Memory("claim", record.attempt, ""))
         if self.is_up and memory.phase == "claim?":
             if self.rules.unknown == "retry":
-                seen = Record(QUEUED, memory.attempt, None, False)
+                seen = Record(QUEUED, memory.attempt, None, False, self.state.life)
                 yield self.to("retries claim", self.send("claim", seen), memory=memory._replace(phase="claim"))
             else:
                 mine = (RUNNING, self.node) in self.state.keys and record is not None
@@ -137,7 +139,7 @@ class HostMoves:
             yield self.to("sees that its process is gone", memory=Memory("done", memory.attempt, "giveback"))
         if self.is_up and memory.phase == "done":
             fresh = self.owns and record is not None and record.attempt == memory.attempt
-            seen = record if fresh and record else Record(RUNNING, memory.attempt, self.node, False)
+            seen = record if fresh and record else Record(RUNNING, memory.attempt, self.node, False, self.state.life)
             base = self.send("end", seen, memory.outcome)
             label = f"sends {memory.outcome} of attempt {memory.attempt}"
             yield self.to(label, base, memory=memory._replace(phase="end"))
@@ -200,11 +202,23 @@ class HostMoves:
         record = self.state.record
         if not self.is_up or record is None or record.status != RUNNING or record.node is None:
             return
-        if record.node not in self.leases or (not self.rules.requeue_node and record.node[0] != self.number):
+        trusts_nobody = (Name.REQUEUE, Guard.OWNER_GONE) in self.rules.dropped
+        if record.node not in self.leases or (trusts_nobody and record.node[0] != self.number):
             message = Message("requeue", None, record, "", False, None)
             if message not in self.state.messages:
                 base = self.state._replace(messages=self.state.messages | {message})
                 yield self.to(f"sends requeue of n{record.node[0]}.{record.node[1]}", base)
+
+    def forgets(self) -> Iterator[Step]:
+        """Retention is everybody's, and waits until no client can be waiting. The last life is kept: it is the end."""
+        record = self.state.record
+        if not self.is_up or record is None or record.status not in TERMINAL or record.life + 1 >= self.scenario.lives:
+            return
+        if self.state.submit != "ack" or any(message.by == "client" for message in self.state.messages):
+            return
+        message = Message("forget", self.node, record, "", False, None)
+        if message not in self.state.messages:
+            yield self.to("sends forget", self.state._replace(messages=self.state.messages | {message}))
 
     def faults(self) -> Iterator[Step]:
         host, state = self.host, self.state
@@ -345,21 +359,15 @@ class Model:
         return state._replace(messages=left) if len(left) != len(state.messages) else state
 
     def _is_dead(self, state: State, message: Message) -> bool:
-        rules, record, seen = self.rules, state.record, message.seen
-        if message.wait or record is None or seen is None:
+        if message.wait or message.kind == "submit":
             return False
-        if message.kind == "end" and rules.finish_key and rules.finish_attempt:
-            if record.status != RUNNING or record.node != message.by or record.attempt != seen.attempt:
-                return True
-            return message.outcome == "giveback" and rules.giveback_record and record != seen
-        kind = message.kind if message.kind != "cancel" else f"cancel_{seen.status}"
-        return record != seen and bool(getattr(rules, f"{kind}_record", False))
+        return not is_admitted(self.rules, state, message, only=LASTING)
 
-    @staticmethod
-    def is_settled(state: State) -> bool:
+    def is_settled(self, state: State) -> bool:
         is_over = state.record is not None and state.record.status in TERMINAL
+        is_last = state.life + 1 >= self.scenario.lives
         is_quiet = not state.messages and state.submit == "ack"
-        return is_over and is_quiet and all(h.box is None and h.memory == IDLE for h in state.hosts)
+        return is_over and is_last and is_quiet and all(h.box is None and h.memory == IDLE for h in state.hosts)
 
     def check_invariants(self, before: State, after: State) -> None:
         """Raises Violation if the step, or the state after it, is illegal."""

@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from etcd.transitions import Guard, Name
+
 TTL, MARGIN = 3, 1
 
 QUEUED, RUNNING, COMPLETE, CANCELED, FAILED = "queued", "running", "complete", "canceled", "failed"
@@ -38,6 +40,8 @@ class Record(NamedTuple):
     attempt: int
     node: NodeId | None
     cancel: bool
+    #: The how manieth task of this id; retention forgets one, and the id may come again.
+    life: int = 0
 
 
 class Memory(NamedTuple):
@@ -75,7 +79,7 @@ class Host(NamedTuple):
 
 
 class Message(NamedTuple):
-    #: submit, claim, end, cancel, requeue
+    #: submit, claim, end, cancel, requeue, forget
     kind: str
     #: A node, "client", or None where nobody waits.
     by: NodeId | str | None
@@ -106,6 +110,8 @@ class State(NamedTuple):
     ran: int
     #: Fault budget left, ordered as FAULTS.
     left: tuple[int, ...]
+    #: Of the next submit.
+    life: int = 0
 
 
 FAULTS = ("crash", "power", "pause", "part", "unknown", "drain", "slow", "spwkill", "spwstop", "cancel")
@@ -116,16 +122,8 @@ IDLE = Memory("idle", 0, "")
 class Rules:
     """The design's rules; each can be switched off, to see what it is for."""
 
-    claim_record: bool = True  # claim: record unchanged since read
-    claim_node: bool = True  # claim: own node key has my create_revision
-    submit_absent: bool = True  # submit: record does not exist
-    finish_key: bool = True  # end: own running key present
-    finish_attempt: bool = True  # end: the attempt is mine
-    giveback_record: bool = True  # give back: record unchanged since read
-    cancel_queued_record: bool = True  # cancel of a queued task: record unchanged since read
-    cancel_running_record: bool = True  # cancel of a running task: record unchanged since read
-    requeue_record: bool = True  # requeue: record unchanged since read
-    requeue_node: bool = True  # requeue: node key of the owner absent
+    #: Guards of `guards.py` that are not checked.
+    dropped: frozenset[tuple[Name, Guard]] = frozenset()
     requeue_cancel: bool = True  # requeue and give back: to canceled if that was requested
     requeue_restart: bool = True  # requeue and give back: to queued only if it may be restarted
     cancel_two_step: bool = True  # a running task is only marked; its node writes canceled
@@ -153,6 +151,8 @@ class Scenario(NamedTuple):
     with_submit: bool = False
     #: The task never ends by itself.
     endless: bool = False
+    #: How often the id is submitted; each but the last is forgotten by every node's retention.
+    lives: int = 1
 
 
 #: Together a few seconds.
@@ -169,6 +169,7 @@ SCENARIOS = {
     "endless, cancel": Scenario({"cancel": 1, "unknown": 1}, endless=True),
     "drain, unknown": Scenario({"drain": 1, "unknown": 2}),
     "drain, cancel": Scenario({"drain": 1, "cancel": 1}),
+    "retention": Scenario({}, with_submit=True, lives=2),
 }
 #: Together minutes: `python -m tests.model --deep`.
 DEEP = {

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.model.guards import is_admitted
 from tests.model.state import (
     CANCELED,
     FAILED,
     QUEUED,
     RUNNING,
+    TERMINAL,
     Host,
+    IndexKey,
     Message,
     NodeId,
     Record,
@@ -17,6 +20,9 @@ from tests.model.state import (
     State,
     check,
 )
+
+#: What the sender is told: ok, lost or mine, and of a claim the attempt.
+Answer = tuple[str, int]
 
 
 def with_host(state: State, number: int, **changes: Any) -> State:
@@ -32,89 +38,82 @@ def after_running(rules: Rules, record: Record) -> str:
     return QUEUED if may or not rules.requeue_restart else FAILED
 
 
-def moved(state: State, node: NodeId | None, seen: Record, status: str) -> State:
-    """Running to something else: record and index together."""
-    record = Record(status, seen.attempt, None if status == QUEUED else seen.node, seen.cancel)
-    return state._replace(record=record, keys=state.keys - {(RUNNING, node)} | {(status,)})
+def rewritten(state: State, before: IndexKey, record: Record) -> State:
+    """The writes of a move: the index key of what was seen goes, the new one comes, and the record."""
+    after: IndexKey = (RUNNING, record.node) if record.status == RUNNING else (record.status,)
+    return state._replace(record=record, keys=state.keys - {before} | {after})
 
 
-def apply(rules: Rules, state: State, message: Message) -> tuple[State, tuple[str, int]]:
+def apply(rules: Rules, state: State, message: Message) -> tuple[State, Answer]:
     """The next state and the answer; a failed guard changes nothing."""
+    if not is_admitted(rules, state, message):
+        is_mine = message.kind == "claim" and (RUNNING, message.by) in state.keys and state.record is not None
+        return state, ("mine", state.record.attempt) if is_mine and state.record else ("lost", 0)
     if message.kind == "submit":
-        return _submit(rules, state)
-    if state.record is None or message.seen is None:
-        return state, ("lost", 0)
+        return _submit(state)
+    assert message.seen is not None  # only a submit knows of no record
     if message.kind == "claim":
-        return _claim(rules, state, message, state.record, message.seen)
+        return _claim(state, message, message.seen)
     if message.kind == "end":
-        return _end(rules, state, message, state.record, message.seen)
+        return _end(rules, state, message, message.seen)
     if message.kind == "cancel":
-        cancel = _cancel_queued if message.seen.status == QUEUED else _cancel_running
-        return cancel(rules, state, state.record, message.seen)
-    return _requeue(rules, state, state.record, message.seen)
+        return _cancel(rules, state, message.seen)
+    is_forget = message.kind == "forget"
+    return _forget(state, message.seen) if is_forget else _requeue(rules, state, message.seen)
 
 
-def _submit(rules: Rules, state: State) -> tuple[State, tuple[str, int]]:
-    if state.record is not None and rules.submit_absent:
-        return state, ("lost", 0)
+def _submit(state: State) -> tuple[State, Answer]:
     check(state.record is None, "1: a second submit of the same id overwrote the task")
     check(not state.made, "1: a late submit made the same task a second time")
-    record = Record(QUEUED, 0, None, False)
-    return state._replace(record=record, keys=frozenset([(QUEUED,)]), made=True), ("ok", 0)
+    record = Record(QUEUED, 0, None, False, state.life)
+    return state._replace(record=record, keys=state.keys | {(QUEUED,)}, made=True, ran=0), ("ok", 0)
 
 
-def _claim(rules: Rules, state: State, message: Message, record: Record, seen: Record) -> tuple[State, tuple[str, int]]:
+def _claim(state: State, message: Message, seen: Record) -> tuple[State, Answer]:
     node = message.by
     assert isinstance(node, tuple)
-    has_key = any(node == owner for owner, _ in state.leases)
-    changed = rules.claim_record and record != seen
-    if (QUEUED,) not in state.keys or changed or (rules.claim_node and not has_key):
-        return state, (("mine", record.attempt) if (RUNNING, node) in state.keys else ("lost", 0))
-    check(has_key, "10: claim by a node whose lease is gone")
-    check(not (record.cancel or state.cancel == "ack"), "5: a canceled task was claimed again")
-    new = Record(RUNNING, seen.attempt + 1, node, seen.cancel)
-    keys = state.keys - {(QUEUED,)} | {(RUNNING, node)}
-    return state._replace(record=new, keys=keys), ("ok", new.attempt)
+    check(any(node == owner for owner, _ in state.leases), "10: claim by a node whose lease is gone")
+    is_canceled = (state.record is not None and state.record.cancel) or state.cancel == "ack"
+    check(not is_canceled, "5: a canceled task was claimed again")
+    new = seen._replace(status=RUNNING, attempt=seen.attempt + 1, node=node)
+    return rewritten(state, (QUEUED,), new), ("ok", new.attempt)
 
 
-def _end(rules: Rules, state: State, message: Message, record: Record, seen: Record) -> tuple[State, tuple[str, int]]:
+def _moved(rules: Rules, state: State, node: NodeId | None, seen: Record, outcome: str) -> tuple[State, Answer]:
+    """Running to something else: record and index together."""
+    status = outcome if outcome != "giveback" else after_running(rules, seen)
+    new = seen._replace(status=status, node=None if status == QUEUED else seen.node)
+    return rewritten(state, (RUNNING, node), new), ("ok", 0)
+
+
+def _end(rules: Rules, state: State, message: Message, seen: Record) -> tuple[State, Answer]:
     node = message.by
     assert isinstance(node, tuple)
-    if rules.finish_key and (RUNNING, node) not in state.keys:
-        return state, ("lost", 0)
-    if rules.finish_attempt and record.attempt != seen.attempt:
-        return state, ("lost", 0)
-    if message.outcome == "giveback" and rules.giveback_record and record != seen:
-        return state, ("lost", 0)
-    check(record.attempt == seen.attempt, "3: a write of an older attempt was accepted")
+    record = state.record
+    check(record is not None and record.attempt == seen.attempt, "3: a write of an older attempt was accepted")
+    check(any(node == owner for owner, _ in state.leases), "10: an end by a node whose lease is gone")
     check(message.outcome != "fenced", "2: a run that the fence killed was recorded as complete")
-    status = message.outcome if message.outcome != "giveback" else after_running(rules, seen)
-    return moved(state, node, seen, status), ("ok", 0)
+    return _moved(rules, state, node, seen, message.outcome)
 
 
-def _cancel_queued(rules: Rules, state: State, record: Record, seen: Record) -> tuple[State, tuple[str, int]]:
-    if (QUEUED,) not in state.keys or (rules.cancel_queued_record and record != seen):
-        return state, ("lost", 0)
-    new = seen._replace(status=CANCELED, cancel=True)
-    return state._replace(record=new, keys=state.keys - {(QUEUED,)} | {(CANCELED,)}), ("ok", 0)
-
-
-def _cancel_running(rules: Rules, state: State, record: Record, seen: Record) -> tuple[State, tuple[str, int]]:
-    if (RUNNING, seen.node) not in state.keys or (rules.cancel_running_record and record != seen):
-        return state, ("lost", 0)
+def _cancel(rules: Rules, state: State, seen: Record) -> tuple[State, Answer]:
+    if seen.status == QUEUED:
+        return rewritten(state, (QUEUED,), seen._replace(status=CANCELED, cancel=True)), ("ok", 0)
     if not rules.cancel_two_step:
-        return moved(state, seen.node, seen._replace(cancel=True), CANCELED), ("ok", 0)
+        return _moved(rules, state, seen.node, seen._replace(cancel=True), CANCELED)
     assert seen.node is not None
     number, incarnation = seen.node
     if state.hosts[number].incarnation == incarnation:
         state = with_host(state, number, event=True)
-    return state._replace(record=seen._replace(cancel=True)), ("ok", 0)
+    return rewritten(state, (RUNNING, seen.node), seen._replace(cancel=True)), ("ok", 0)
 
 
-def _requeue(rules: Rules, state: State, record: Record, seen: Record) -> tuple[State, tuple[str, int]]:
-    is_alive = any(seen.node == owner for owner, _ in state.leases)
-    if (RUNNING, seen.node) not in state.keys:
-        return state, ("lost", 0)
-    if (rules.requeue_node and is_alive) or (rules.requeue_record and record != seen):
-        return state, ("lost", 0)
-    return moved(state, seen.node, seen, after_running(rules, seen)), ("ok", 0)
+def _requeue(rules: Rules, state: State, seen: Record) -> tuple[State, Answer]:
+    return _moved(rules, state, seen.node, seen, "giveback")
+
+
+def _forget(state: State, seen: Record) -> tuple[State, Answer]:
+    """Retention. Its owner may submit the same id again, as a new task."""
+    check(state.record is None or state.record.status in TERMINAL, "1: retention deleted a task that had not ended")
+    keys = state.keys - {(seen.status,)}
+    return state._replace(record=None, keys=keys, submit="new", cancel="no", made=False, life=seen.life + 1), ("ok", 0)
