@@ -22,7 +22,7 @@ from etcd.errors import StoreError
 from etcd.maintenance import AllDuties, Holds
 from etcd.port import Etcd, KeyValue, Range, RangeResult, Txn
 from node.core.model import Status
-from node.core.retention import Ended, Limits, Listed, to_forget
+from node.core.retention import Ended, Limits, Listed, Looks, to_forget
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Retention:
         on_forgotten: Callable[[Sequence[str]], Awaitable[None]],
         duties: Holds | None = None,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """on_forgotten: told the ids of tasks that are gone now, some at a time, each at least once by some node.
@@ -69,6 +70,8 @@ class Retention:
         self._on_forgotten = on_forgotten
         self._duties = duties or AllDuties()
         self._clock = clock
+        self._monotonic = monotonic
+        self._looks = Looks(limits.keep_s)
         self._sleep = sleep
 
     async def run(self) -> None:
@@ -86,12 +89,14 @@ class Retention:
         """Lists once and forgets what is due."""
         found: dict[Ended, KeyValue] = {}
         listed: list[Listed] = []
-        for result in await self._list():
+        results = await self._list()
+        settled = self._looks.saw(min(result.revision for result in results), now=self._monotonic())
+        for result in results:
             # Kept apart from the values: two statuses never have the same task.
             oldest = {ended: kv for kv in result.kvs if (ended := _ended(kv)) is not None}
             listed.append(Listed(list(oldest), result.count - (len(result.kvs) - len(oldest))))
             found |= oldest
-        due = to_forget(listed, self._limits, now=self._clock())
+        due = to_forget(listed, self._limits, now=self._clock(), settled=settled)
         forgotten = 0
         for start in range(0, len(due), BATCH):
             gone = await self._forget([found[ended] for ended in due[start : start + BATCH]])
@@ -136,4 +141,4 @@ def _ended(kv: KeyValue) -> Ended | None:
     index = keys.find_index_key(kv.key)
     if index is None:
         return None
-    return Ended(index.epoch_s or 0, index.task_id)
+    return Ended(index.epoch_s or 0, index.task_id, kv.create_revision)

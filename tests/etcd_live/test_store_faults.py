@@ -126,7 +126,9 @@ async def test_a_full_etcd_still_forgets() -> None:
             async def on_forgotten(ids: Sequence[str]) -> None:
                 gone.extend(ids)
 
-            duty = Retention(client, batcher, Limits(60.0, 10), on_forgotten=on_forgotten, clock=lambda: NOW + 3600)
+            duty = Retention(
+                client, batcher, Limits(60.0, 10, keep_s=0.0), on_forgotten=on_forgotten, clock=lambda: NOW + 3600
+            )
             assert (await duty.look()).forgotten == 1
             assert gone == [small.task.id]
             stored = sum(isinstance(answer, Submitted) for answer in answers)

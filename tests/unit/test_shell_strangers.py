@@ -136,7 +136,7 @@ async def test_retention_goes_on_beside_a_strangers_key() -> None:
             claim = await claimed(store, await join(etcd, NODE_A))
             await store.finish(claim, DONE, started_at=NOW, now=NOW, timeout_s=TIMEOUT_S)
         await _put(etcd, b"/task/status/complete/stranger")
-        retention = Retention(etcd, batcher, Limits(10.0, 10), on_forgotten=told, clock=lambda: NOW + 1000)
+        retention = Retention(etcd, batcher, Limits(10.0, 10, keep_s=0.0), on_forgotten=told, clock=lambda: NOW + 1000)
         assert (await retention.look()).forgotten == 1
 
 
