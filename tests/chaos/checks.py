@@ -45,8 +45,10 @@ class Checks:
         self._tell = tell
         self.directory = lab.directory / "checks"
         self.upkeep = Upkeep(lab)
-        #: From when to when an operator went back to older data.
-        self.epochs: list[tuple[float, float]] = []
+        #: When an operator went back to older data.
+        self.epochs: list[float] = []
+        #: After the last recovery: for what reason, and what must be there as soon as the cluster answers.
+        self._demanded: tuple[str, set[str]] | None = None
         self.judgement: dict[str, object] = {}
         self._found: list[str] = []
         self._host_ids: set[str] = set()
@@ -74,16 +76,13 @@ class Checks:
         self.upkeep.start()
 
     def new_epoch(self, reason: str) -> None:
-        """An operator recovered the cluster: what was acknowledged before load.pause() must still be there, and all
-        else begins anew. To be called when the recovered cluster answers, before load.resume()."""
-        self.epochs.append((self.load.gate.shut_at, time.monotonic()))
-        self._tell_voters()
+        """An operator recovers the cluster: what was acknowledged before load.pause() must still be there, and all
+        else begins anew. To be called between load.pause() and load.resume(), while no etcd runs: revisions and
+        attempts of what comes may have the numbers of what is lost."""
+        self.epochs.append(time.monotonic())
         self._command({"epoch": reason})
-        wanted = set(self.load.ledger.open()) | set(self.load.ledger.ended_since(self.load.gate.shut_at - RECENT_S))
-        listed = self._list()
-        if listed is not None:
-            missing = sorted(wanted - {task.id for task in listed})
-            self._add([f"NothingLost: task {task_id} is not there after {reason}" for task_id in missing])
+        ledger = self.load.ledger
+        self._demanded = reason, {*ledger.open(), *ledger.ended_since(self.load.gate.shut_at - RECENT_S)}
 
     def flaws_so_far(self) -> list[str]:
         """What has been found by now: a run may end early on it."""
@@ -99,11 +98,14 @@ class Checks:
         flaws = verdicts.flaws_of_runs(runs, self.epochs, CPU, ledger.cpu_of)
         flaws += verdicts.flaws_of_bounds(runs, self.epochs, ledger.runs_max_of)
         flaws += verdicts.flaws_of_ends(runs, ledger.beating_complete)
-        flaws += verdicts.flaws_of_cancels(runs, self.epochs, ledger.cancels)
+        flaws += verdicts.flaws_of_cancels(runs, ledger.cancels)
         flaws += [
             f"SubmittedIsEnded: task {task_id} ({entry.act.kind}) was acknowledged, and its end was not seen"
             for task_id, entry in ledger.open().items()
         ]
+        self._demand()
+        if self._demanded is not None:
+            flaws.append(f"NothingLost: the tasks could not be listed any more after {self._demanded[0]}")
         flaws += self._judge_listing()
         flaws += self._judge_history()
         flaws += self.upkeep.flaws()
@@ -129,11 +131,24 @@ class Checks:
             self.lab.witness.look()
             self.lab.witness.forget(BEATS_BYTES)
             self._tell_voters()
+            self._demand()
             for node in self.lab.machines:
                 try:
                     self._host_ids.add(node.host_id)
                 except OSError:
                     continue  # its directory is not there now
+
+    def _demand(self) -> None:
+        """After a recovery, once the cluster answers."""
+        if self._demanded is None:
+            return
+        try:
+            with self.lab.any_node().client(patience_s=0.0) as client:
+                there = {task.id for task in client.list()}
+        except (PilferError, StopIteration):
+            return
+        (reason, wanted), self._demanded = self._demanded, None
+        self._add([f"NothingLost: task {task_id} is not there after {reason}" for task_id in sorted(wanted - there)])
 
     def _tell_voters(self) -> None:
         """Whose etcd there is, and a directory with a certificate that it takes."""

@@ -92,7 +92,7 @@ class Life:
             return
         self.samples.append(sample)
         if len(self.samples) > SAMPLES_MAX:
-            del self.samples[::2]
+            del self.samples[1::2]
             self._every_s *= 2
 
     def __str__(self) -> str:

@@ -129,14 +129,14 @@ def overlaps(runs: Runs, *, tolerance_s: float = 0.0) -> list[str]:
     return found
 
 
-def setbacks(runs: Runs, epochs: Sequence[tuple[float, float]] = ()) -> list[str]:
-    """Each run that began after one of a higher attempt or fence of the same task, in words. epochs: from when to when
-    an operator went back to older data: attempts may be counted anew there, fence tokens never."""
+def setbacks(runs: Runs, epochs: Sequence[float] = ()) -> list[str]:
+    """Each run that began after one of a higher attempt or fence of the same task, in words. epochs: moments, at which
+    no etcd ran, when an operator went back to older data: attempts may be counted anew there, fence tokens never."""
     found: list[str] = []
     for task_id in runs.by_task:
         ordered = runs.of(task_id)
         for earlier, later in itertools.pairwise(ordered):
-            is_counted_anew = any(earlier.first_sent <= end and start <= later.first_sent for start, end in epochs)
+            is_counted_anew = any(earlier.first_sent <= epoch <= later.first_sent for epoch in epochs)
             if (later.attempt <= earlier.attempt and not is_counted_anew) or later.fence <= earlier.fence:
                 found.append(f"task {task_id}: {later} began after {earlier}")
     return found
