@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from types import SimpleNamespace
@@ -21,12 +21,15 @@ from etcd.errors import StoreError
 from etcd.identity import Identity
 from etcd.store import TaskStore
 from node.cluster.drains import Drains
+from node.cluster.duties import Duties
 from node.cluster.host_record import HostRefused, host_of
 from node.cluster.lease_keeper import LeaseKeeper
 from node.cluster.session import Session
 from node.core.model import Capacity, Node
+from node.core.retention import Limits
 from node.incarnation import Surroundings
 from node.lives import Lives
+from node.retention import Retention
 from node.running.admission import Admission
 from node.running.logs import LogStore
 from node.running.runner import RunContext
@@ -105,6 +108,7 @@ class SimNode:
         self.started_at = clock.monotonic()
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
+        self._lives: Lives | None = None
         #: Why the cluster takes no node of this host; None: it does.
         self.refused: HostRefused | None = None
         self.task = self.process.start(self._run())
@@ -125,13 +129,15 @@ class SimNode:
         self._host.end_leftovers(but=self.spawner)
         if self._host.admission is not None:
             await self._host.admission(self._host)
-        async with self._store() as (etcd, store):
+        async with self._store() as (etcd, batcher):
+            store = TaskStore(batcher, etcd)
             await self._end_last_run(etcd)
             drains = Drains(etcd)
             async with asyncio.TaskGroup() as group:
                 background = [
                     group.create_task(drains.run(), name="drains"),
                     group.create_task(self.spawner.supervise(), name="spawner"),
+                    *self._retention(etcd, batcher, group),
                 ]
                 try:
                     await drains.wait_known()
@@ -140,6 +146,7 @@ class SimNode:
                         lambda: cast(Session, SimSession(self._keeper())),
                         on_begin=self._remember,
                     )
+                    self._lives = lives
                     drains.on_change = lambda: lives.set_drained(drains.drained)
                     await lives.begin()
                     await lives.run(self.stop, self.hurry)
@@ -149,10 +156,10 @@ class SimNode:
         self.spawner.end_all()
 
     @contextlib.asynccontextmanager
-    async def _store(self) -> AsyncIterator[tuple[SimEtcd, TaskStore]]:
+    async def _store(self) -> AsyncIterator[tuple[SimEtcd, Batcher]]:
         etcd = self._host.link.client()
         async with Batcher(etcd, random=Random(self._host.chance.getrandbits(64))) as batcher:
-            yield etcd, TaskStore(batcher, etcd)
+            yield etcd, batcher
         await etcd.close()
 
     async def _end_last_run(self, etcd: SimEtcd) -> None:
@@ -160,6 +167,25 @@ class SimNode:
         if last is not None and last.machine == self._host.machine:  # else this is a copy (DataDir.wrote)
             with contextlib.suppress(StoreError):
                 await etcd.lease_revoke(last.lease_id)
+
+    def _retention(self, etcd: SimEtcd, batcher: Batcher, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        limits = self._host.limits
+        if limits is None:
+            return []
+
+        async def on_forgotten(_task_ids: Sequence[str]) -> None:
+            await asyncio.sleep(0)
+
+        duties = Duties(etcd, self._identity)
+        retention = Retention(
+            etcd, batcher, limits, on_forgotten=on_forgotten, duties=duties, clock=clock.wall, monotonic=clock.monotonic
+        )
+        return [group.create_task(retention.run(), name="retention")]
+
+    def _identity(self) -> Identity | None:
+        """Of the incarnation that lives now."""
+        life = self._lives.current if self._lives is not None else None
+        return life.identity if life is not None else None
 
     def _surroundings(self, etcd: SimEtcd, store: TaskStore, drains: Drains) -> Surroundings:
         host = self._host
@@ -232,6 +258,8 @@ class Host:
         self._troubles = 0
         #: How many things have befallen it so far.
         self.befallen = 0
+        #: For finished tasks; None: they are kept.
+        self.limits: Limits | None = None
         #: What a start does first where the directory is no member's yet: joins.
         self.admission: Callable[[Host], Awaitable[None]] | None = None
         #: The cluster may refuse it: it was removed, or there is a copy of it.

@@ -28,12 +28,16 @@ from tests.simulation.loop import SimLoop
 from tests.simulation.network import Cluster, Link
 from tests.simulation.newcomers import Newcomers
 from tests.simulation.promises import Promises
+from tests.simulation.repeats import TRY_S, Repeats, draw_limits
 from tests.simulation.upheavals import Upheavals
 
 #: From the end of the faults to the end of every task: leases, two TTLs of a host that waits for its own last one,
 #: retries, and the work itself.
 PATIENCE_S = 240.0
 CANCEL_SLACK_S = 2.0
+#: From the moment at which nothing more needs to be kept until all is forgotten: looks each 5 s, a duty that changes
+#: hands.
+FORGET_S = 20.0
 CALL_S = 20.0
 #: Of real time. A world takes a tenth of a second; a crowded machine has it wait.
 HUNG_S = 60
@@ -91,6 +95,9 @@ class World:
         self._link = Link(self.cluster, self.chance)
         self.submitted: list[str] = []
         self._ids = Random(seed + 1)
+        self.limits = draw_limits(Random(seed + 4))
+        for host in self.hosts:
+            host.limits = self.limits
         chance = Random(seed + 3)
         newcomers = Newcomers(self.hosts, self._link.client(), chance, self.checks.add)
         self.upheavals = Upheavals(self.hosts, self.cluster, newcomers, chance, checks=self.checks, tell=self.tell)
@@ -123,12 +130,15 @@ class World:
             async with asyncio.TaskGroup() as first_half:
                 first_half.create_task(faults.run(self.size.faults, self.size.troubled_s))
                 first_half.create_task(self.upheavals.run(self.size.troubled_s))
+                if self.limits is not None:
+                    first_half.create_task(self._repeats().run(self.size.tasks // 4, self.size.troubled_s))
                 for _ in range(self.size.tasks):
                     first_half.create_task(self._task(store))
             self.tell("all is healed")
             self.upheavals.heal()
             faults.heal()
             await self._wait_ended()
+            await self._wait_forgotten()
         tending.cancel()
         running = asyncio.get_running_loop()
         assert isinstance(running, SimLoop)
@@ -148,7 +158,29 @@ class World:
                 return
             await asyncio.sleep(0.5)
 
+    async def _wait_forgotten(self) -> None:
+        """What is left of the ended tasks is what may be left."""
+        if self.limits is None:
+            return
+        until = clock.monotonic() + self.limits.keep_s + FORGET_S
+        while len(self.checks.history.tasks) > self.limits.max_count:
+            await asyncio.sleep(0.5)
+            if clock.monotonic() > until:
+                left = f"{len(self.checks.history.tasks)} are left of {self.limits.max_count}"
+                self.checks.add("HistoryIsBounded", "finished tasks", left)
+                return
+
     # People
+
+    def _repeats(self) -> Repeats:
+        return Repeats(
+            self.cluster,
+            Random(self._ids.getrandbits(64)),
+            spec=self._spec,
+            acknowledged=self.submitted.append,
+            add=self.checks.add,
+            tell=self.tell,
+        )
 
     async def _task(self, store: TaskStore) -> None:
         """Somebody submits a task, and perhaps changes his mind."""
@@ -174,9 +206,10 @@ class World:
         )
 
     async def _submit(self, store: TaskStore, task: Task) -> bool:
-        for _ in range(5):
+        tries, call_s = (5, CALL_S) if self.limits is None else (2, TRY_S)
+        for _ in range(tries):
             try:
-                await store.submit(task, timeout_s=CALL_S)
+                await store.submit(task, timeout_s=call_s)
             except StoreError as error:
                 self.tell(f"submit of {task.id[-6:]} is not answered: {error}")
                 await asyncio.sleep(0.5)
