@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from node.core.queue_view import Kind, Offer, QueueView
 from node.core.requirements import Reservation
@@ -165,7 +166,6 @@ class _Planner:
     def __init__(self, view: QueueView, situation: Situation, settings: ClaimSettings) -> None:
         self._view = view
         self._now = situation.now
-        self._load = situation.load
         self._claimed = situation.unstarted + situation.ahead
         self._smallest_end = situation.smallest_end
         self._settings = settings
@@ -175,7 +175,10 @@ class _Planner:
         self._held: Offer | None = None
         self._is_backlog = len(view) > settings.backlog_tasks_per_node * view.peers.count
         step_s = settings.backlog_step_s if self._is_backlog else settings.trickle_step_s
-        self._step_s = max(step_s, settings.round_trips_per_step * situation.round_trip_s)
+        step_s = max(step_s, settings.round_trips_per_step * situation.round_trip_s)
+        most = view.peers.count.bit_length()
+        #: By steps: how long an offer waits that was new when it was seen.
+        self._waits = [claim_wait_s(steps, 0.0, situation.load, step_s, settings) for steps in range(most + 1)]
 
     def plan(self, wanted: int, wanted_ahead: int) -> ClaimPlan:
         """wanted: with room for them; wanted_ahead: without."""
@@ -238,32 +241,28 @@ class _Planner:
         """Offers at the front whose wait is over, those that this node is to take first in front. room: how many of
         those wanted there is room for."""
         horizon = self._horizon(kinds, wanted, room)
-        due: list[tuple[int, str, Offer]] = []
-        looked_at = 0
-        for offer in self._view.oldest_first(kinds):
+        # By the steps of preference that are left, 0 first; each in the order of the queue. One pass over up to
+        # `horizon_max` offers at each look: this loop is what a node among many spends most of its thinking on.
+        due: dict[int, list[Offer]] = {}
+        now, waits, patience_s = self._now, self._waits, self._settings.patience_s
+        look_again_at = self._look_again_at
+        for offer in islice(self._view.oldest_first(kinds), horizon + len(self._picked)):
             if offer.task_id in self._picked:
                 continue
-            if looked_at >= horizon:
-                break
-            looked_at += 1
-            rank_step = self._rank_step_if_due(offer)
-            if rank_step is not None:
-                due.append((rank_step, offer.task_id, offer))
-        due.sort()
-        return [offer for _, _, offer in due]
-
-    def _rank_step_if_due(self, offer: Offer) -> int | None:
-        """The offer's place in my order of preference, 0 first; None: not yet."""
-        if offer.front_at is None:
-            offer.front_at = self._now
-        if offer.kind.place.count == 1:
-            return 0
-        steps = offer.steps()
-        wait_s = claim_wait_s(steps, offer.age_when_seen_s, self._load, self._step_s, self._settings)
-        if offer.seen_at + wait_s > self._now:
-            self._look_again_at = min(self._look_again_at, offer.seen_at + wait_s)
-            return None
-        return max(0, steps - int((self._now - offer.front_at) / self._settings.passed_over_s))
+            if offer.front_at is None:
+                offer.front_at = now
+            steps = offer.steps()
+            if offer.kind.place.count > 1:
+                # As claim_wait_s, of which all but the age is the same for all offers of as many steps.
+                due_at = offer.seen_at + waits[steps] * max(0.0, 1.0 - offer.age_when_seen_s / patience_s)
+                if due_at > now:
+                    if due_at < look_again_at:
+                        look_again_at = due_at
+                    continue
+                steps = max(0, steps - int((now - offer.front_at) / self._settings.passed_over_s))
+            due.setdefault(steps, []).append(offer)
+        self._look_again_at = look_again_at
+        return [offer for steps in sorted(due) for offer in due[steps]]
 
     def _pick(self, due: list[Offer], wanted: int) -> None:
         for offer in due:
