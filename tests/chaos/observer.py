@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TextIO
 
@@ -33,7 +34,7 @@ from etcd import codec, keys
 from etcd.client import EtcdClient
 from etcd.endpoints import ClientTls
 from etcd.errors import Compacted, RecordCorrupt, StoreError
-from etcd.port import Event, Range
+from etcd.port import Etcd, Event, Range
 from node.core import lifecycle
 from pilfer.address import NODE_DNS_NAME
 from tests.support.history import EVERYTHING, History, apply_batch, judgement
@@ -81,13 +82,22 @@ class Parts:
         return self._directory / f"history.{number:04d}.jsonl"
 
 
+#: A client of the etcd at this endpoint, with the certificates of this directory.
+Connect = Callable[[str, Path], AbstractAsyncContextManager[Etcd]]
+
+
+def connect(endpoint: str, pki: Path) -> EtcdClient:
+    return EtcdClient([endpoint], ClientTls(pki / "ca.crt", pki / "node.crt", pki / "node.key", NODE_DNS_NAME))
+
+
 class Observer:
     """One history after the other. `tell` is given what is found, as plain data."""
 
-    def __init__(self, parts: Parts, tell: Callable[[dict[str, object]], None]) -> None:
+    def __init__(self, parts: Parts, tell: Callable[[dict[str, object]], None], connect_to: Connect = connect) -> None:
         self.history = History()
         self._parts = parts
         self._tell = tell
+        self._connect = connect_to
         self._told = 0
         self._voters: list[tuple[str, Path]] = []
         self._turn = 0
@@ -136,8 +146,7 @@ class Observer:
 
     async def _follow(self, endpoint: str, pki: Path) -> bool:
         """Until this voter is silent (raises), or all is read that was to be (True)."""
-        tls = ClientTls(pki / "ca.crt", pki / "node.crt", pki / "node.key", NODE_DNS_NAME)
-        async with EtcdClient([endpoint], tls) as etcd:
+        async with self._connect(endpoint, pki) as etcd:
             if not await self._is_same_epoch(etcd):
                 return False
             if self._has_gap:
@@ -148,7 +157,7 @@ class Observer:
                 self._has_gap = True
                 return False
 
-    async def _is_same_epoch(self, etcd: EtcdClient) -> bool:
+    async def _is_same_epoch(self, etcd: Etcd) -> bool:
         """Whether this is the cluster of which the history is."""
         found = await etcd.range(Range(keys.cluster_epoch()), timeout_s=SILENCE_S)
         epoch = int(found.kvs[0].value) if found.kvs else None
@@ -161,7 +170,7 @@ class Observer:
             self._is_lost = True
         return self._begins_anew
 
-    async def _bridge(self, etcd: EtcdClient) -> None:
+    async def _bridge(self, etcd: Etcd) -> None:
         everything = Range(EVERYTHING.key, EVERYTHING.range_end)
         found = await etcd.range(everything, timeout_s=4 * SILENCE_S)
         if self._begins_anew:
@@ -176,7 +185,7 @@ class Observer:
         self._begins_anew = self._has_gap = False
         self._note()
 
-    async def _watch(self, etcd: EtcdClient) -> bool:
+    async def _watch(self, etcd: Etcd) -> bool:
         last = 0
         if self._finish is not None:
             last = (await etcd.range(Range(keys.cluster_epoch()), timeout_s=SILENCE_S)).revision

@@ -369,3 +369,88 @@ def test_what_a_random_crowd_does_through_the_store_is_legal(seed: int) -> None:
     # The crowd's node keys hold no records and have no leases.
     assert [str(flaw) for flaw in history.finish() if flaw.rule != "OneNodePerHost"] == []
     assert history.transitions > 10
+
+
+# -- what compaction tore out, and what an operator went back to -------------------------------------------------------
+
+
+def kvs_of(*tasks: Task, nodes: tuple[str, ...] = (NODE_A,), revision: int = 900) -> list[KeyValue]:
+    """Everything that there is at one revision."""
+    written = [
+        (keys.node(node_id), node_value(node_id, f"{HOST[:-1]}{number}"), 7) for number, node_id in enumerate(nodes)
+    ]
+    for task in tasks:
+        written += [(keys.index_key(task), index_value(task), 0), (*record(task), 0)]
+    return [KeyValue(key, value, revision, revision, 1, lease) for key, value, lease in written]
+
+
+def skip(story: Story, *tasks: Task, nodes: tuple[str, ...] = (NODE_A,), may_have_forgotten: bool = False) -> set[str]:
+    story.history.skip_to(900, kvs_of(*tasks, nodes=nodes), may_have_forgotten=may_have_forgotten)
+    return story.rules()
+
+
+def test_a_gap_over_which_all_went_on_is_bridged(story: Story) -> None:
+    story.join()
+    first, second = story.move(None, new_task()), story.move(None, new_task())
+    assert skip(story, finish(claim(first)), claim(second)) == set()
+    story.revision = 900
+    story.move(claim(second), finish(claim(second)))
+    assert story.rules() == set()
+
+
+def test_over_a_gap_nothing_is_lost(story: Story) -> None:
+    story.join()
+    story.move(None, new_task())
+    assert skip(story) == {"NothingLost"}
+
+
+def test_over_a_long_gap_a_task_may_have_ended_and_been_forgotten(story: Story) -> None:
+    story.join()
+    story.move(None, new_task())
+    assert skip(story, may_have_forgotten=True) == set()
+
+
+def test_over_a_gap_a_terminal_state_stays(story: Story) -> None:
+    story.join()
+    task = story.move(None, new_task())
+    claimed = story.move(task, claim(task))
+    story.move(claimed, finish(claimed))
+    assert skip(story, claimed) == {"TerminalIsFinal"}
+
+
+def test_over_a_gap_attempts_ascend(story: Story) -> None:
+    story.join()
+    task = story.move(None, new_task())
+    story.move(task, claim(task))
+    assert skip(story, task) == {"AttemptsAscend"}
+
+
+def test_over_a_gap_no_node_comes_back(story: Story) -> None:
+    story.join()
+    story.leave()
+    assert skip(story, nodes=(NODE_A,)) == {"OneNodePerHost"}
+
+
+def test_who_went_in_a_gap_does_not_come_back(story: Story) -> None:
+    story.join()
+    assert skip(story, nodes=(NODE_B,)) == set()
+    story.revision = 900
+    story.join()
+    assert story.rules() == {"OneNodePerHost"}
+
+
+def test_in_a_snapshot_record_and_index_agree(story: Story) -> None:
+    task = new_task()
+    story.history.begin_anew(900, [kv for kv in kvs_of(task) if kv.key != keys.index_key(task)])
+    assert story.rules() == {"StatusAgreesWithRecord"}
+
+
+def test_after_a_recovery_all_begins_anew(story: Story) -> None:
+    story.join()
+    task = story.move(None, new_task())
+    claimed = story.move(task, claim(task))
+    story.move(claimed, finish(claimed))
+    story.leave()
+    story.history.begin_anew(5, kvs_of(claimed))
+    assert story.rules() == set()
+    assert set(story.history.tasks) == {task.id}
