@@ -25,7 +25,8 @@ class World:
     def __init__(self, directory: Path) -> None:
         self.etcds: dict[str, FakeEtcd | None] = {}
         self.told: list[dict[str, object]] = []
-        self.observer = Observer(Parts(directory), self.told.append, self.connect)
+        self.parts = Parts(directory)
+        self.observer = Observer(self.parts, self.told.append, self.connect)
         self.directory = directory
 
     @asynccontextmanager
@@ -72,7 +73,10 @@ def play(directory: Path, script: Callable[[World], Awaitable[None]]) -> World:
     async def run() -> None:
         await script(world)
 
-    run_virtual(run())
+    try:
+        run_virtual(run())
+    finally:
+        world.parts.close()
     return world
 
 
