@@ -256,8 +256,7 @@ class _Planner:
                 # As claim_wait_s, of which all but the age is the same for all offers of as many steps.
                 due_at = offer.seen_at + waits[steps] * max(0.0, 1.0 - offer.age_when_seen_s / patience_s)
                 if due_at > now:
-                    if due_at < look_again_at:
-                        look_again_at = due_at
+                    look_again_at = min(look_again_at, due_at)
                     continue
                 steps = max(0, steps - int((now - offer.front_at) / self._settings.passed_over_s))
             due.setdefault(steps, []).append(offer)
