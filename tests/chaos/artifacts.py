@@ -89,7 +89,7 @@ def keep(  # noqa: PLR0917  (each is another thing)
     directory.mkdir(parents=True, exist_ok=True)
     kept = Kept(directory)
     again = shlex.join([sys.executable.rpartition("/")[2], *sys.argv])
-    kept.text("README.txt", [f"command: {again}", load.summary(), checks.summary(), "", *flaws, "", __doc__])
+    kept.text("README.txt", [f"command: {again}", load.ends(), checks.summary(), "", *flaws, "", __doc__])
     kept.text("story.txt", story)
     kept.text("flaws.txt", flaws)
     for node in lab.machines:

@@ -122,7 +122,8 @@ class Checks:
         """What was seen, in one line."""
         runs = self.lab.witness.runs
         history = {name: value for name, value in self.judgement.items() if name not in ("flaws", "tasks")}
-        return f"{len(runs.by_task)} tasks heard, {runs.beats} beats; history: {history}; {self.upkeep.summary()}"
+        heard = f"{len(runs.by_task)} tasks heard, {runs.beats} beats"
+        return f"{self.load.summary()}; {heard}; history: {history}; {self.upkeep.summary()}"
 
     # Watching
 

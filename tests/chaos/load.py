@@ -125,9 +125,15 @@ class Load:
 
     def summary(self) -> str:
         """What was done, in one line."""
-        counts = ", ".join(f"{count} {what}" for what, count in sorted(self.ledger.counts.items()))
-        more = f"{self._followers.followed} followed, {self.logs.read} logs read, {self._dying.killed} clients killed"
-        return f"{len(self.acknowledged)} acknowledged, {self.ledger.ended_count} ended; {more}; {counts}"
+        return (
+            f"{len(self.acknowledged)} tasks acknowledged, {self.ledger.ended_count} seen to end; "
+            f"{self._followers.followed} followed, {self.logs.read} logs read ({self.logs.missed} could not be), "
+            f"{len(self.ledger.cancels)} canceled, {self._dying.killed} clients killed"
+        )
+
+    def ends(self) -> str:
+        """How tasks ended, by kind, in one line."""
+        return ", ".join(f"{count} {what}" for what, count in sorted(self.ledger.counts.items()))
 
     # For the other threads
 
