@@ -80,6 +80,7 @@ class Checks:
         else begins anew. To be called between load.pause() and load.resume(), while no etcd runs: revisions and
         attempts of what comes may have the numbers of what is lost."""
         self.epochs.append(time.monotonic())
+        self.load.epoch += 1
         self._command({"epoch": reason})
         ledger = self.load.ledger
         self._demanded = reason, {*ledger.open(), *ledger.ended_since(self.load.gate.shut_at - RECENT_S)}

@@ -26,6 +26,8 @@ FOLLOWERS = 3
 #: Between two tries of the same thing.
 AGAIN_S = 0.5
 PATIENCE_S = 30.0
+#: A follower waits so long for a host that is away.
+AWAY_S = 60.0
 #: Logs that wait to be read; the oldest go unread where there are more.
 WAITING_MAX = 200
 TRIES = 20
@@ -40,6 +42,7 @@ class Followers:
         self._acts = acts
         self._rngs = [random.Random(rng.random()) for _ in range(FOLLOWERS)]
         self.followed = 0
+        self.given_up = 0
 
     def loops(self) -> Sequence[Callable[[], None]]:
         return [self._loop(number) for number in range(FOLLOWERS)]
@@ -61,8 +64,9 @@ class Followers:
 
     def _follow(self, task_id: str, act: Act, rng: random.Random) -> None:
         """To the end of the stream; begun anew where the client gives up."""
+        missing_since: float | None = None
         while not self._load.is_finished:
-            reading = Reading(task_id)
+            reading, epoch = Reading(task_id), self._load.epoch
             addresses = self._load.addresses(rng)
             if not addresses:
                 self._load.pause_until_finished_s(AGAIN_S)
@@ -75,8 +79,18 @@ class Followers:
             except NotFound:
                 # Forgotten, or lost; which of the two, the looker knows.
                 return
+            except PreconditionFailed:
+                # The host that has the log is away; it may be for good, with its disk.
+                missing_since = missing_since or time.monotonic()
+                if time.monotonic() - missing_since > AWAY_S:
+                    self.given_up += 1
+                    return
+                self._load.pause_until_finished_s(AGAIN_S)
+                continue
             except (PilferError, OSError):
                 self._load.pause_until_finished_s(AGAIN_S)
+                continue
+            if epoch != self._load.epoch:
                 continue
             self.followed += 1
             for words in flaws_of_following(act, task, reading):
@@ -110,7 +124,7 @@ def flaws_of_attempt(act: Act, attempt: Attempt, reading: Reading, *, limit_byte
 class _Wanted:
     task: Task
     act: Act
-    asked_at: float
+    epoch: int
     tries: int = 0
 
 
@@ -132,7 +146,7 @@ class LogReaders:
             if len(self._wanted) >= WAITING_MAX:
                 self._wanted.popleft()
                 self.missed += 1
-            self._wanted.append(_Wanted(task, act, time.monotonic()))
+            self._wanted.append(_Wanted(task, act, self._load.epoch))
 
     @property
     def waiting(self) -> int:
@@ -156,7 +170,7 @@ class LogReaders:
     def _read(self, wanted: _Wanted) -> bool:
         """Whether all of it was read, or cannot be."""
         for attempt in wanted.task.attempts:
-            reading = Reading(wanted.task.id)
+            reading, epoch = Reading(wanted.task.id), self._load.epoch
             try:
                 with self._load.client(self._rng, timeout_s=CALL_S) as client:
                     for chunk in client.log(wanted.task.id, attempt=attempt.number):
@@ -167,7 +181,7 @@ class LogReaders:
                 continue
             except (PilferError, OSError):
                 return False
-            if reading.notices.get(attempt.number):
+            if reading.notices.get(attempt.number) or epoch != self._load.epoch or wanted.epoch != epoch:
                 self.missed += 1
                 continue
             self.read += 1

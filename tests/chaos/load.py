@@ -67,6 +67,8 @@ class Load:
         self._followers = Followers(self, self._acts, random.Random(rng.random()))
         self._dying = DyingClients(self, self._acts, random.Random(rng.random()))
         self._threads: list[threading.Thread] = []
+        #: Counts the recoveries of an operator: what was read across one is of two histories.
+        self.epoch = 0
 
     # For the runner
 
@@ -125,10 +127,11 @@ class Load:
 
     def summary(self) -> str:
         """What was done, in one line."""
+        followed, logs = self._followers, self.logs
         return (
             f"{len(self.acknowledged)} tasks acknowledged, {self.ledger.ended_count} seen to end; "
-            f"{self._followers.followed} followed, {self.logs.read} logs read ({self.logs.missed} could not be), "
-            f"{len(self.ledger.cancels)} canceled, {self._dying.killed} clients killed"
+            f"{followed.followed} followed ({followed.given_up} given up), {logs.read} logs read ({logs.missed} could "
+            f"not be), {len(self.ledger.cancels)} canceled, {self._dying.killed} clients killed"
         )
 
     def ends(self) -> str:
