@@ -1,9 +1,11 @@
 """Records of the tasks at the head of the queue, read before they are claimed.
 
 A claim needs its record. Read when a slot comes free, it would cost every task of a backlog a round trip; read ahead,
-dozens share one. What was read may be outdated when it is used: the claim's guard refuses it then, and whatever made it
-outdated (a cancel, a requeue) shows in the queue's watch as well, which drops it here and decides whether the task is
-offered again.
+dozens share one. Each record is read ahead by the one node that is to claim its task first: were it the oldest for all,
+a thousand nodes would each read all of them.
+
+What was read may be outdated when it is used: the claim's guard refuses it then, and whatever made it outdated (a
+cancel, a requeue) shows in the queue's watch as well, which drops it here and decides whether the task is offered again.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ log = logging.getLogger(__name__)
 #: Records held, and how few are left when the next are read. A record may have 1 MiB, most have some hundred bytes.
 HELD_MAX = 64
 LOW = 24
+#: Offers looked at for those that are this node's, and how many of these are worth a read. Among so many nodes that
+#: fewer are found, or that those held are not enough, a claim reads for itself.
+LOOKED_AT_MAX = 1024
+WORTH_READING = 4
 #: Held in all, with those submitted through this node.
 ALL_MAX = 256
 
@@ -59,8 +65,12 @@ class ReadAhead:
         """What to read next, oldest first; empty while enough is here, or the queue is short."""
         if self._reading or len(self._held) > LOW or len(self._view) < 2:
             return ()
-        oldest = islice(self._view.oldest_first(list(self._view.kinds())), HELD_MAX)
-        return [offer.task_id for offer in oldest if offer.task_id not in self._held]
+        oldest = self._view.oldest_first(list(self._view.kinds()))
+        if self._view.peers.count == 1:
+            return [offer.task_id for offer in islice(oldest, HELD_MAX) if offer.task_id not in self._held]
+        mine = (offer.task_id for offer in islice(oldest, LOOKED_AT_MAX) if offer.steps() == 0)
+        wanted = [task_id for task_id in islice(mine, HELD_MAX) if task_id not in self._held]
+        return wanted if len(wanted) >= WORTH_READING else ()
 
     async def read(self, task_ids: Sequence[str]) -> None:
         """Reads and holds these. Errors cost nothing but the advantage."""

@@ -1,0 +1,62 @@
+"""Records read before they are claimed: by one node each, however many nodes there are."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections import Counter
+from typing import cast
+
+import pytest
+
+from etcd.store import TaskStore, Versioned
+from node.core.ids import new_task_ids
+from node.core.model import Capacity, Requirements
+from node.core.queue_view import QueueView
+from node.running.read_ahead import HELD_MAX, WORTH_READING, ReadAhead
+from tests.support.tasks import NOW, new_task
+
+CAPACITY = Capacity(4.0, 1 << 34)
+TASKS = new_task_ids(500, NOW, random.Random(1))
+
+
+def _read_ahead(me: str, nodes: list[str]) -> ReadAhead:
+    view = QueueView(me, CAPACITY)
+    view.set_nodes(dict.fromkeys(nodes, CAPACITY))
+    for task_id in TASKS:
+        view.add(task_id, Requirements(), now=0.0)
+    return ReadAhead(cast(TaskStore, None), view)  # what is wanted is asked without reading
+
+
+def _nodes(count: int) -> list[str]:
+    draw = random.Random(2)
+    return [str(uuid.UUID(int=draw.getrandbits(128), version=4)) for _ in range(count)]
+
+
+def test_a_node_alone_reads_the_oldest() -> None:
+    (me,) = _nodes(1)
+    assert list(_read_ahead(me, [me]).wanted()) == TASKS[:HELD_MAX]
+
+
+@pytest.mark.parametrize("count", [2, 8, 60])
+def test_no_record_is_read_ahead_by_two(count: int) -> None:
+    """Each node once read the 64 oldest: sixty of them read every record 25 times."""
+    nodes = _nodes(count)
+    wanted = Counter(task_id for me in nodes for task_id in _read_ahead(me, nodes).wanted())
+    assert wanted
+    assert set(wanted.values()) == {1}
+
+
+def test_so_few_that_reading_them_saves_nothing_are_left_to_their_claims() -> None:
+    nodes = _nodes(400)  # each finds about one that is its own
+    found = [len(_read_ahead(me, nodes).wanted()) for me in nodes]
+    assert all(count == 0 or count >= WORTH_READING for count in found)
+    assert found.count(0) > 300
+
+
+def test_what_is_held_is_not_read_again() -> None:
+    nodes = _nodes(2)
+    read_ahead = _read_ahead(nodes[0], nodes)
+    first, *_ = read_ahead.wanted()
+    read_ahead.hold(Versioned(new_task(id=first), 1))
+    assert first not in read_ahead.wanted()
