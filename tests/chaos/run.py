@@ -82,7 +82,7 @@ class Chaos:
 
     def __init__(self, lab: Lab, seed: int, tell: Callable[[str], None], *, has_operator: bool = True) -> None:
         """has_operator: whether the steps of recovery.py are among it."""
-        self._lab = lab
+        self.lab = lab
         self._seed = seed
         self._tell_all = tell
         self._began = time.monotonic()
@@ -93,7 +93,7 @@ class Chaos:
         self.faults = Faults(lab, self.power, on_full_disk=self._note_full_disk)
         self.members = Members(lab, self.power, self.faults, self._say, flags=FLAGS)
         self._rng = random.Random(f"{seed}/answers")
-        self._operator = Operator(lab, self.load, self.checks, random.Random(f"{seed}/operator"), self._say)
+        self.operator = Operator(lab, self.load, self.checks, random.Random(f"{seed}/operator"), self._say)
         self._has_operator = has_operator
         #: Open wounds: when they are undone, what they are, and how.
         self._wounds: list[tuple[float, str, Callable[[], None]]] = []
@@ -108,9 +108,9 @@ class Chaos:
         try:
             self._go_on(seconds)
             self._say("the end: healing")
-            self._heal()
+            self.heal()
             self.load.stop()
-            self._wait_all_ended()
+            self.wait_all_ended()
         except Exception as error:  # whatever broke is a finding, and the checks are still asked
             self.flaws.append(f"the run broke off: {type(error).__name__}: {error}")
             self._say("".join(traceback.format_exception(error)))
@@ -180,21 +180,21 @@ class Chaos:
     def _operate(self, kind: str) -> None:
         if kind != "back up":
             self._say(f"healing before the operator's {kind}")
-            self._heal()
-        self._operator.do(kind)
+            self.heal()
+        self.operator.do(kind)
         self._count(kind)
 
     # Healing
 
-    def _heal(self) -> None:
+    def heal(self) -> None:
         """Undoes everything; every errand comes to its end, and all is whole."""
         for _, _, undo in self._wounds:
             undo()
         self._wounds.clear()
         self._wait("HostsComeAndGo: the errand is done", lambda: not self.members.is_busy)
         self._wait("every drain is undone", lambda: self.faults.undrain(self._rng))
-        self._wait("every node is on", lambda: len(self._lab.up()) == len(self._lab.nodes))
-        self._lab.heal(timeout_s=HEAL_S)
+        self._wait("every node is on", lambda: len(self.lab.up()) == len(self.lab.nodes))
+        self.lab.heal(timeout_s=HEAL_S)
 
     def _wait(self, what: str, condition: Callable[[], bool]) -> None:
         def goes_on() -> bool:
@@ -206,7 +206,7 @@ class Chaos:
         except AssertionError as error:
             raise AssertionError(f"{error}; the errand waits until {self.members.waits_for}") from None
 
-    def _wait_all_ended(self) -> None:
+    def wait_all_ended(self) -> None:
         """EventuallyTerminal."""
         began = time.monotonic()
         wait_until_sync(
@@ -216,7 +216,7 @@ class Chaos:
         self._say(f"all tasks have ended after {time.monotonic() - began:.1f} s")
 
     def _unended(self) -> list[str]:
-        with self._lab.any_node().client(patience_s=20.0) as client:
+        with self.lab.any_node().client(patience_s=20.0) as client:
             return [task.id for status in ("queued", "running") for task in client.list(status=status)]
 
     # Telling
