@@ -5,7 +5,8 @@ dozens share one. Each record is read ahead by the one node that is to claim its
 a thousand nodes would each read all of them.
 
 What was read may be outdated when it is used: the claim's guard refuses it then, and whatever made it outdated (a
-cancel, a requeue) shows in the queue's watch as well, which drops it here and decides whether the task is offered again.
+cancel, a requeue) shows in the queue's watch as well, which drops it here and decides whether the task is offered
+again.
 """
 
 from __future__ import annotations
