@@ -436,6 +436,8 @@ def laboratory(*, has_disks: bool = False) -> Iterator[Lab]:
                 yield lab
             finally:
                 lab.end()
+    except KeyboardInterrupt:
+        raise
     except BaseException:
         for node in lab.machines if lab else ():
             print(f"--- {node.name}\n{node.tail() if node.log.exists() else ''}")
