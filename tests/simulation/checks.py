@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 
 from etcd import keys
 from node.core.model import Outcome, Reason, Status, Task
+from tests.simulation.loop import Machine, of_nobody, true_time
 from tests.simulation.sandboxes import Command
 from tests.support.fake_store import Change
 from tests.support.history import Flaw, History
@@ -37,9 +38,12 @@ class Checks:
         self.flaws: list[str] = []
         #: What moves, by task.
         self._moving: dict[str, list[Command]] = {}
-        self._cpu: dict[str, float] = {}
+        #: By machine: a copy of a data directory has the same host id.
+        self._cpu: dict[Machine, float] = {}
         self.capacity: dict[str, float] = {}
         self.runs = 0
+        #: Hosts that were paused with their clocks, by id: what ran there may run on until then (design, section 8, 4).
+        self.excused_until: dict[str, float] = {}
         #: Every command that ever ran, by task and attempt.
         self._commands: dict[str, dict[int, Command]] = {}
         #: Tasks that the newest revision wrote, as they were.
@@ -52,16 +56,26 @@ class Checks:
         self._count(command)
         moving = self._moving.setdefault(command.task_id, [])
         moving.append(command)
-        if len(moving) > 1:
-            where = ", ".join(f"attempt {one.attempt} on {one.host_id}" for one in moving)
-            self.add("NoTwoLiveRuns", command.task_id, where)
-        cpu = self._cpu[command.host_id] = self._cpu.get(command.host_id, 0.0) + command.cpu
+        self._judge_runs(command.task_id)
+        cpu = self._cpu[command.machine] = self._cpu.get(command.machine, 0.0) + command.cpu
         if cpu > self.capacity[command.host_id] + _ROUNDING:
             self.add("NeverAboveCapacity", command.host_id, f"{cpu:g} CPUs of {self.capacity[command.host_id]:g}")
 
+    def _judge_runs(self, task_id: str) -> None:
+        moving = self._moving[task_id]
+        if len(moving) < 2:
+            return
+        excused = max((self.excused_until.get(one.host_id, 0.0) for one in moving), default=0.0)
+        if excused > true_time():
+            # It is asked again when the excuse is over.
+            of_nobody(self._judge_runs, task_id, delay_s=excused - true_time() + _ROUNDING)
+            return
+        where = ", ".join(f"attempt {one.attempt} on {one.host_id}" for one in moving)
+        self.add("NoTwoLiveRuns", task_id, where)
+
     def stops(self, command: Command) -> None:
         self._moving[command.task_id].remove(command)
-        self._cpu[command.host_id] -= command.cpu
+        self._cpu[command.machine] -= command.cpu
 
     def is_moving(self, task_id: str) -> list[Command]:
         return list(self._moving.get(task_id, []))

@@ -35,9 +35,9 @@ from node.running.logs import LogStore
 from node.running.runner import RunContext
 from node.running.supervised_spawner import SupervisedSpawner
 from tests.simulation import clock
-from tests.simulation.loop import Process
+from tests.simulation.loop import Machine, Process
 from tests.simulation.network import Cluster, Link
-from tests.simulation.sandboxes import SimSpawner, Watcher
+from tests.simulation.sandboxes import Command, SimSpawner, Watcher
 
 if TYPE_CHECKING:
     from tests.simulation.etcd import SimEtcd
@@ -95,7 +95,7 @@ class LastRun:
 
     lease_id: int
     #: The machine that it ran on, and whose directory this was.
-    machine: str
+    machine_id: str
 
 
 class SimNode:
@@ -103,7 +103,7 @@ class SimNode:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self.process = Process(f"node of {host.name}")
+        self.process = Process(f"node of {host.name}", host.machine)
         self.spawner = SimSpawner(host.id, self.process, host.watcher, host.chance)
         self.started_at = clock.monotonic()
         self.stop = asyncio.Event()
@@ -164,7 +164,7 @@ class SimNode:
 
     async def _end_last_run(self, etcd: SimEtcd) -> None:
         last = self._host.last_run
-        if last is not None and last.machine == self._host.machine:  # else this is a copy (DataDir.wrote)
+        if last is not None and last.machine_id == self._host.machine_id:  # else this is a copy (DataDir.wrote)
             with contextlib.suppress(StoreError):
                 await etcd.lease_revoke(last.lease_id)
 
@@ -216,7 +216,7 @@ class SimNode:
         )
 
     def _remember(self, session: Session, _identity: Identity) -> None:
-        self._host.last_run = LastRun(session.lease_id, self._host.machine)
+        self._host.last_run = LastRun(session.lease_id, self._host.machine_id)
 
 
 class Host:
@@ -235,7 +235,8 @@ class Host:
     ) -> None:
         self.name = name
         #: Which machine it is; the host's id travels with a copy of its data directory, and this does not.
-        self.machine = name
+        self.machine_id = name
+        self.machine = Machine()
         #: As the cluster calls its node.
         self.node_name = name
         self.id = host_id
@@ -311,6 +312,20 @@ class Host:
         node.process.kill()
         self.link.abandon()
         node.spawner.node_is_gone()
+
+    def pause_machine(self) -> None:
+        """Everything on it stands still, its clock too."""
+        self.machine.pause()
+        for command in self._commands():
+            command.suspend()
+
+    def resume_machine(self) -> None:
+        self.machine.resume()
+        for command in self._commands():
+            command.go_on()
+
+    def _commands(self) -> list[Command]:
+        return [command for spawner in self.spawners for command in spawner.commands.values()]
 
     def wipe(self, host_id: str) -> None:
         """An empty data directory, and so another id."""

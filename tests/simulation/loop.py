@@ -5,8 +5,9 @@ tasks and their callbacks inherit). What belongs to a paused process waits until
 never runs again, `finally` blocks neither: that is kill -9. What belongs to none (the kernel, the network, etcd, the
 world) always runs.
 
-Time is virtual: when everything waits, the clock jumps. Order is that of scheduling, and sets of asyncio tasks are
-ordered by their making, so that one seed is one story.
+Time is virtual: when everything waits, the clock jumps. A machine that is paused as a whole stands still with its
+clock: its processes live by a time of their own, which lags behind for good. Order is that of scheduling, and sets of
+asyncio tasks are ordered by their making, so that one seed is one story.
 """
 
 from __future__ import annotations
@@ -24,11 +25,49 @@ T = TypeVar("T")
 _process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
 
+class Machine:
+    """What processes share: the time, and a pause of everything (a virtual machine that is suspended)."""
+
+    def __init__(self) -> None:
+        #: Seconds that its clock is behind the true time, but for a pause that goes on.
+        self.lag_s = 0.0
+        self._paused_at: float | None = None
+        #: Timers that came due while it was paused, in order.
+        self._held: list[_Step] = []
+
+    @property
+    def is_paused(self) -> bool:
+        return self._paused_at is not None
+
+    def now(self, true_time: float) -> float:
+        """What its clock shows."""
+        return (true_time if self._paused_at is None else self._paused_at) - self.lag_s
+
+    def pause(self) -> None:
+        """Its processes stop, and its clock."""
+        if self._paused_at is None:
+            self._paused_at = _loop().true_time()
+
+    def resume(self) -> None:
+        """They go on, as if nothing had been."""
+        if self._paused_at is not None:
+            self.lag_s += _loop().true_time() - self._paused_at
+            self._paused_at = None
+            held, self._held = self._held, []
+            for step in held:
+                step.again()
+
+    def hold(self, step: _Step) -> None:
+        """For the loop."""
+        self._held.append(step)
+
+
 class Process:
     """One operating system process."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, machine: Machine | None = None) -> None:
         self.name = name
+        self.machine = machine or Machine()
         self.is_dead = False
         self.is_paused = False
         self._resumed_at = 0.0
@@ -45,6 +84,10 @@ class Process:
     def call_later(self, delay_s: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
         """A step of this process; from anywhere."""
         return asyncio.get_running_loop().call_later(delay_s, callback, *args, context=self._context.copy())
+
+    def call(self, function: Callable[[], T]) -> T:
+        """At once, as if it did so itself: by its machine's time."""
+        return self._context.copy().run(function)
 
     def pause(self) -> None:
         """SIGSTOP."""
@@ -111,6 +154,15 @@ class SimLoop(VirtualLoop):
         self._tasks.append(task)
         return task
 
+    def true_time(self) -> float:
+        """Of no machine."""
+        return super().time()
+
+    def time(self) -> float:
+        """By the clock of whoever asks."""
+        process = _process.get()
+        return super().time() if process is None else process.machine.now(super().time())
+
     def call_soon(  # type: ignore[override]  # typeshed's own is generic in the arguments
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
@@ -129,17 +181,23 @@ class SimLoop(VirtualLoop):
         if context is None:
             context = contextvars.copy_context()
         process = context.get(_process)
+        when += self.true_time() - self.time()  # `when` is by the clock of the one that asks
         if process is None:
             return super().call_at(when, callback, *args, context=context)
         step = _Step(process, callback, args, context)
         step.handle = handle = super().call_at(when, step, context=context)
+        step.due, step.lag_s = when, process.machine.lag_s
         return handle
+
+    def call_again(self, when: float, step: _Step, context: contextvars.Context) -> None:
+        """A timer that came due too early by the clock of its machine; by no machine's clock."""
+        super().call_at(when, step, context=context)
 
 
 class _Step:
     """One callback of a process: run, held while the process is paused, or dropped."""
 
-    __slots__ = ("_args", "_callback", "_context", "_process", "handle")
+    __slots__ = ("_args", "_callback", "_context", "_process", "due", "handle", "lag_s")
 
     def __init__(
         self, process: Process, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context
@@ -150,14 +208,42 @@ class _Step:
         self._context = context
         #: By which it may be cancelled, also while it is held.
         self.handle: asyncio.Handle | None = None
+        #: Of a timer: when, by no machine's clock, and how far its machine's was behind when that was set.
+        self.due: float | None = None
+        self.lag_s = 0.0
+
+    def again(self) -> None:
+        """Its machine was paused since it was set."""
+        if self.due is None:
+            _loop().call_soon(self, context=self._context)
+            return
+        lag_s = self._process.machine.lag_s
+        self.due, self.lag_s = self.due + lag_s - self.lag_s, lag_s
+        _loop().call_again(self.due, self, self._context)
 
     def __call__(self) -> None:
         if self._process.is_dead or (self.handle is not None and self.handle.cancelled()):
             return
-        if self._process.is_paused:
+        machine = self._process.machine
+        if machine.is_paused:
+            machine.hold(self)
+        elif self.due is not None and self.lag_s != machine.lag_s:
+            self.again()
+        elif self._process.is_paused:
             self._process.hold(self, self._context)
         else:
             self._callback(*self._args)
+
+
+def true_time() -> float:
+    """By no machine's clock."""
+    return _loop().true_time()
+
+
+def _loop() -> SimLoop:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, SimLoop)
+    return loop
 
 
 def _words(context: dict[str, Any]) -> str:

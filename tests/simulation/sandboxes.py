@@ -41,7 +41,11 @@ class Watcher(Protocol):
 class Command:
     """One command in its sandbox, as the kernel runs it. argv: `sim SECONDS [CODE] [deaf]`."""
 
-    def __init__(self, host_id: str, spec: SandboxSpec, watcher: Watcher, on_end: Callable[[Command], None]) -> None:
+    def __init__(
+        self, kernel: Process, host_id: str, spec: SandboxSpec, watcher: Watcher, on_end: Callable[[Command], None]
+    ) -> None:
+        self._kernel = kernel
+        self.machine = kernel.machine
         self.host_id = host_id
         self.spec = spec
         self.task_id, _, attempt = spec.id.partition(".")
@@ -56,6 +60,8 @@ class Command:
         self.started_at = wall()
         self.is_frozen = False
         self.is_over = False
+        #: Its machine is paused, and it with it.
+        self._is_suspended = False
         #: Why it was ended from outside; "" by itself.
         self.ended_by = ""
         #: The node has heard how it ended.
@@ -66,7 +72,7 @@ class Command:
 
     def _go(self) -> None:
         self._since = monotonic()
-        self._timer = of_nobody(self.end, delay_s=self._left_s)
+        self._timer = self._kernel.call_later(self._left_s, self.end)
         self._watcher.moves(self)
 
     def _halt(self) -> None:
@@ -74,7 +80,21 @@ class Command:
             self._timer.cancel()
             self._timer = None
             self._left_s -= monotonic() - self._since
+            if not self._is_suspended:
+                self._watcher.stops(self)
+
+    def suspend(self) -> None:
+        """Its machine is paused: its timer, which is the machine's, waits."""
+        if self._timer is not None and not self._is_suspended:
+            self._is_suspended = True
             self._watcher.stops(self)
+
+    def go_on(self) -> None:
+        """Its machine is not paused any more."""
+        if self._is_suspended:
+            self._is_suspended = False
+            if self._timer is not None:
+                self._watcher.moves(self)
 
     def freeze(self) -> None:
         if not self.is_over and not self.is_frozen:
@@ -133,7 +153,8 @@ class SimSpawner:
         self._node = node
         self._watcher = watcher
         self._chance = chance
-        self.process = Process(f"spawner of {host_id}")
+        self.process = Process(f"spawner of {host_id}", node.machine)
+        self._kernel = Process(f"kernel of {host_id}", node.machine)
         self.report = HostReport(2, (), 1, ("cpu", "io", "memory", "pids"))
         self.is_up = True
         self._clean = asyncio.Event()
@@ -190,7 +211,7 @@ class SimSpawner:
             return
         sandbox = SimSandbox(self, Started(spec.id, 1, wall()))
         self._sandboxes[spec.id] = sandbox
-        self.commands[spec.id] = Command(self._host_id, spec, self._watcher, self._on_end)
+        self.commands[spec.id] = Command(self._kernel, self._host_id, spec, self._watcher, self._on_end)
         self._answer(answer, result=sandbox)
 
     def _answer(
@@ -244,7 +265,7 @@ class SimSpawner:
         for command in list(self.commands.values()):
             command.thaw()
         self.process.call_later(deadline - monotonic(), self._reached, deadline)
-        of_nobody(self._second_fence, deadline, delay_s=deadline + SECOND_FENCE_S - monotonic())
+        self._kernel.call_later(deadline + SECOND_FENCE_S - monotonic(), self._second_fence, deadline)
 
     def _reached(self, deadline: float) -> None:
         if self._deadline == deadline:
@@ -300,7 +321,7 @@ class SimSpawner:
         self._node.call_later(self._chance.uniform(*CLEAN_S), self._restarted)
 
     def _restarted(self) -> None:
-        self.process = Process(f"spawner of {self._host_id}")
+        self.process = Process(f"spawner of {self._host_id}", self._node.machine)
         self._is_closed = False
         self.is_up = True
         self._clean.set()

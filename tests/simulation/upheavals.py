@@ -15,13 +15,18 @@ from typing import Any
 
 from etcd import keys
 from node.cluster.host_record import NodeRemoved
+from node.core.fence import MARGIN_S
 from tests.simulation.checks import Checks
-from tests.simulation.host import Host
+from tests.simulation.host import LEASE_TTL_S, Host
+from tests.simulation.loop import true_time
 from tests.simulation.network import Cluster
 from tests.simulation.newcomers import Newcomers
+from tests.simulation.sandboxes import SECOND_FENCE_S
 
 #: How often somebody looks whether a host was refused.
 LOOK_S = 0.5
+#: For messages between node, spawner and kernel.
+MOMENT_S = 0.1
 
 
 class Upheavals:
@@ -49,7 +54,7 @@ class Upheavals:
         """Within the first half of a world."""
         if self._chance.random() < 0.5:
             return
-        kinds = [self._one_way, self._one_way, self._remove, self._remove, self._copy]
+        kinds = [self._one_way, self._one_way, self._remove, self._remove, self._copy, self._suspend, self._suspend]
         async with asyncio.TaskGroup() as group:
             for _ in range(self._chance.choice([1, 2, 3])):
                 at_s = self._chance.uniform(0.0, 0.8 * within_s)
@@ -80,6 +85,7 @@ class Upheavals:
             copy.kill()
         for host in self._hosts:
             host.link.heal_one_way()
+            self._go_on(host)
 
     # Kinds
 
@@ -90,6 +96,20 @@ class Upheavals:
         await asyncio.sleep(self._chance.choice([0.7, 3.0, 6.0, 14.0]) * self._chance.uniform(0.3, 1.0))
         self._tell(f"{host.name} hears and is heard again")
         host.link.heal_one_way()
+
+    async def _suspend(self, host: Host) -> None:
+        """Its machine is paused with its clock: nothing on it sees that time went by, until it hears from others."""
+        self._tell(f"{host.name} is paused with its clock")
+        host.pause_machine()
+        await asyncio.sleep(self._chance.choice([1.0, 7.0, 14.0]) * self._chance.uniform(0.3, 1.0))
+        self._go_on(host)
+
+    def _go_on(self, host: Host) -> None:
+        if host.machine.is_paused:
+            self._tell(f"{host.name} goes on, and does not know that time went by")
+            # By its own clock the deadline lies ahead: that of a ping sent before, and answered meanwhile.
+            self._checks.excused_until[host.id] = true_time() + LEASE_TTL_S - MARGIN_S + SECOND_FENCE_S + MOMENT_S
+            host.resume_machine()
 
     async def _remove(self, host: Host) -> None:
         """It is dead or cut off; somebody removes it, and it may come back at any moment."""

@@ -117,7 +117,7 @@ class World:
         return host
 
     def tell(self, words: str) -> None:
-        self.story.append(f"{self._loop.time() - 1000:8.3f}  {words}")
+        self.story.append(f"{loop.true_time() - 1000:8.3f}  {words}")
 
     async def run(self) -> None:
         for number, host in enumerate(self.hosts):
