@@ -45,6 +45,8 @@ class LiveNode:
         self.prefix = tuple(prefix)
         self.environment = dict(environment or {})
         self.process: subprocess.Popen[str] | None = None
+        #: It was asked to stop, and may be about it still.
+        self.is_stopping = False
         self.log = data_dir.parent / f"{data_dir.name}.log"
 
     @property
@@ -65,6 +67,7 @@ class LiveNode:
         """Starts it, and waits for nothing."""
         command = [sys.executable, "-m", "node", "start", "--data-dir", str(self.data_dir), *self.flags, *more]
         self._close_pipe()
+        self.is_stopping = False
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [*self.prefix, *command],
@@ -119,6 +122,7 @@ class LiveNode:
     def terminate(self) -> None:
         """SIGTERM, without waiting for what follows."""
         assert self.process is not None
+        self.is_stopping = True
         self.process.send_signal(signal.SIGTERM)
 
     def stop(self, timeout_s: float = 60.0) -> int:
