@@ -193,7 +193,8 @@ class Chaos:
         self._wounds.clear()
         self._wait("HostsComeAndGo: the errand is done", lambda: not self.members.is_busy)
         self._wait("every drain is undone", lambda: self.faults.undrain(self._rng))
-        self._wait("every node is on", lambda: len(self.lab.up()) == len(self.lab.nodes))
+        # One that is stopping yet would end in the midst of the healing.
+        self._wait("every node is on", lambda: all(n.is_up and not n.is_stopping for n in self.lab.nodes.values()))
         self.lab.heal(timeout_s=HEAL_S)
 
     def _wait(self, what: str, condition: Callable[[], bool]) -> None:
