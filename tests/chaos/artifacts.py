@@ -88,7 +88,7 @@ def keep(  # noqa: PLR0917  (each is another thing)
     cannot be had is said in `cut.txt`, and is no error."""
     directory.mkdir(parents=True, exist_ok=True)
     kept = Kept(directory)
-    again = shlex.join([sys.executable.rpartition("/")[2], *sys.argv])
+    again = shlex.join(["python", "-m", "tests.chaos", *sys.argv[1:]])
     kept.text("README.txt", [f"command: {again}", load.ends(), checks.summary(), "", *flaws, "", __doc__])
     kept.text("story.txt", story)
     kept.text("flaws.txt", flaws)

@@ -18,7 +18,6 @@ from pathlib import Path
 from pilfer import PilferError, Task
 from tests.chaos import verdicts
 from tests.chaos.load import KEEP_S, Load
-from tests.chaos.traces import left_behind
 from tests.chaos.upkeep import Upkeep
 from tests.support.lab import CPU, Lab
 from tests.support.wait import wait_until_sync
@@ -51,7 +50,6 @@ class Checks:
         self._demanded: tuple[str, set[str]] | None = None
         self.judgement: dict[str, object] = {}
         self._found: list[str] = []
-        self._host_ids: set[str] = set()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._observer: subprocess.Popen[str] | None = None
@@ -115,10 +113,6 @@ class Checks:
         self._add(flaws)
         return verdicts.told(self.flaws_so_far())
 
-    def left_behind(self) -> list[str]:
-        """NothingIsLeft. After the lab has ended."""
-        return left_behind(self.lab.directory, self._host_ids)
-
     def summary(self) -> str:
         """What was seen, in one line."""
         runs = self.lab.witness.runs
@@ -134,11 +128,6 @@ class Checks:
             self.lab.witness.forget(BEATS_BYTES)
             self._tell_voters()
             self._demand()
-            for node in self.lab.machines:
-                try:
-                    self._host_ids.add(node.host_id)
-                except OSError:
-                    continue  # its directory is not there now
 
     def _demand(self) -> None:
         """After a recovery, once the cluster answers."""

@@ -28,6 +28,8 @@ def left_behind(directory: Path, host_ids: Iterable[str]) -> list[str]:
             found += [f"file {path}" for path in RUNTIME.iterdir() if host_id in path.name]
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     found += [f"mount {line.split(' ')[4]}" for line in mounts if name in line]
+    # The places of a lab have names that nobody gives to interfaces of the machine.
+    found += [f"network interface {path.name}" for path in Path("/sys/class/net").glob("port[0-9]*")]
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             if name in backing.read_text():
