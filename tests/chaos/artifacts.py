@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pilfer import PilferError
 from tests.chaos.checks import Checks, history_files
 from tests.chaos.load import Load
-from tests.support.lab import Lab, LabNode
+from tests.support.lab import Lab
 
 #: Of any one file.
 FILE_BYTES = 24 * 1024 * 1024
@@ -93,7 +93,7 @@ def keep(  # noqa: PLR0917  (each is another thing)
     kept.text("story.txt", story)
     kept.text("flaws.txt", flaws)
     for node in lab.machines:
-        _of_node(kept, node)
+        keep_node(kept, node)
     _try(kept, "tasks.jsonl", lambda: kept.text("tasks.jsonl", _tasks(lab)))
     _try(kept, "nodes.json", lambda: kept.text("nodes.json", [_json(_nodes(lab), indent=1)]))
     kept.text("ended.json", [_json(_ledger(load), indent=1)])
@@ -109,7 +109,23 @@ def keep(  # noqa: PLR0917  (each is another thing)
     kept.text("cut.txt", kept.cut)
 
 
-def _of_node(kept: Kept, node: LabNode) -> None:
+class NodeLike(Protocol):
+    """As much of a node of the lab as is kept."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def data_dir(self) -> Path: ...
+    @property
+    def log(self) -> Path: ...
+    @property
+    def host_id(self) -> str: ...
+    @property
+    def is_up(self) -> bool: ...
+
+
+def keep_node(kept: Kept, node: NodeLike) -> None:
+    """Its output, and what is small and no secret of its data directory."""
     kept.end_of(f"nodes/{node.name}/output.log", node.log)
     with contextlib.suppress(OSError):
         for path in sorted(node.data_dir.rglob("*")):
