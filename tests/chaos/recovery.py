@@ -17,6 +17,7 @@ of the new history have the numbers of those that were lost.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -29,6 +30,7 @@ from functools import partial
 from pathlib import Path
 
 from etcd.binary import find_etcd
+from node.core.snapshots import KEPT
 from node.core.voters import quorum, target_voters
 from pilfer import Client, NotFound
 from tests.chaos.asking import ask
@@ -112,15 +114,31 @@ class Operator:
         self._tell(f"backup through {through.name}: {self._look_into(file)}")
         file.unlink()
 
+    def check_snapshots(self) -> None:
+        """SnapshotsRoll: once all is healed, every node has some, no more than it keeps, and the newest can be read."""
+
+        def newest() -> list[Path]:
+            return [files[-1] for node in self._lab.nodes.values() if (files := _snapshots(node))]
+
+        wait_until_sync(
+            lambda: len(newest()) == len(self._lab.nodes), 4 * SNAPSHOT_INTERVAL_S, what="every node has a snapshot",
+            every_s=1.0,
+        )  # fmt: skip
+        for node in self._lab.nodes.values():
+            # One more while the oldest is about to go.
+            assert len(_snapshots(node)) <= KEPT + 1, f"{node.name} keeps {_snapshots(node)}"
+        copy = self._desk / "newest"
+        self._desk.mkdir(exist_ok=True)
+        for file in newest():
+            # It may be dropped at any moment: then there is a newer one.
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(file, copy)
+                _status_of(copy)
+        copy.unlink(missing_ok=True)
+
     def _look_into(self, file: Path) -> str:
         """What etcd's own program and a restore into an empty directory say of it."""
-        program = Path(find_etcd(None).path).with_name("etcdutl")
-        looked = subprocess.run(
-            [str(program), "snapshot", "status", str(file), "-w", "json"],
-            capture_output=True, text=True, timeout=COMMAND_S, check=False,
-        )  # fmt: skip
-        assert looked.returncode == 0, f"{file.name} is no snapshot: {looked.stderr}"
-        status = json.loads(looked.stdout)
+        status = _status_of(file)
         place = self._desk / "scratch"
         shutil.rmtree(place, ignore_errors=True)
         try:
@@ -227,7 +245,7 @@ class Operator:
         found: list[Path] = []
 
         def find() -> bool:
-            files = [file for node in self._lab.up() for file in (node.data_dir / "snapshots").glob("*Z.db")]
+            files = [file for node in self._lab.up() for file in _snapshots(node)]
             found[:] = sorted(file for file in files if file.name > paused)
             return bool(found)
 
@@ -266,6 +284,23 @@ class Operator:
         """What was kept of before: the disks here are small."""
         for copy in (node.data_dir / "etcd").glob("data.before-*"):
             shutil.rmtree(copy)
+
+
+def _snapshots(node: LabNode) -> list[Path]:
+    """Whole ones, the oldest first."""
+    return sorted((node.data_dir / "snapshots").glob("*Z.db"))
+
+
+def _status_of(file: Path) -> dict[str, int]:
+    """What etcd's own program says of a snapshot. Raises AssertionError for what is none."""
+    program = Path(find_etcd(None).path).with_name("etcdutl")
+    looked = subprocess.run(
+        [str(program), "snapshot", "status", str(file), "-w", "json"],
+        capture_output=True, text=True, timeout=COMMAND_S, check=False,
+    )  # fmt: skip
+    assert looked.returncode == 0, f"{file.name} is no snapshot: {looked.stderr}"
+    status: dict[str, int] = json.loads(looked.stdout)
+    return status
 
 
 def _remove(host_id: str, client: Client) -> bool:

@@ -109,6 +109,7 @@ class Chaos:
             self._go_on(seconds)
             self._say("the end: healing")
             self.heal()
+            self.operator.check_snapshots()
             self.load.stop()
             self.wait_all_ended()
         except Exception as error:  # whatever broke is a finding, and the checks are still asked

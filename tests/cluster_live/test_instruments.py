@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from examples.cluster.network import Network
+from tests.support import disks
 from tests.support.beats import Witness
 from tests.support.lab import laboratory, require_lab
 from tests.support.leaks import Belongings
@@ -193,6 +194,29 @@ def test_what_a_killed_laboratory_left_is_removed_by_the_next() -> None:
         assert not lab.directory.exists()
     finally:
         shutil.rmtree(others)
+
+
+def test_a_disk_is_full_and_free_and_goes_with_the_lab_even_if_that_was_killed(tmp_path: Path) -> None:
+    lack = disks.find_lack()
+    require("isolation", is_there=lack is None, reason=lack or "")
+    disk = disks.Disk(tmp_path / "disk", 64 << 20)
+    try:
+        free = disk.free_bytes
+        assert 32 << 20 < free < 64 << 20
+        (disk.path / "before").write_bytes(bytes(1 << 20))
+        disk.fill()
+        assert disk.is_filled
+        assert disk.free_bytes == 0
+        with pytest.raises(OSError, match="No space left"):
+            (disk.path / "after").write_bytes(bytes(1 << 16))
+        disk.free()
+        (disk.path / "after").write_bytes(bytes(1 << 20))
+        assert (disk.path / "before").read_bytes() == bytes(1 << 20)
+    finally:
+        disks.unmount_below(tmp_path)
+    assert not os.path.ismount(disk.path)
+    disk.end()
+    assert list(tmp_path.iterdir()) == [disk.path]
 
 
 def test_one_node_in_a_lab_of_its_own_leaves_a_sound_history_and_nothing_else() -> None:
