@@ -63,9 +63,10 @@ class Members:
 
     def begin(self, kind: str, rng: random.Random) -> bool:
         """Begins one of WEIGHTS; False where it is not possible now."""
-        errand = None if self.is_busy else self._find_errand(kind, rng)
-        self._errand = errand
-        return errand is not None
+        if self.is_busy:
+            return False
+        self._errand = self._find_errand(kind, rng)
+        return self.is_busy
 
     def tick(self) -> None:
         """Goes on with the errand. To be called often, by the thread that made the lab."""
