@@ -24,10 +24,11 @@ from node.cluster.drains import Drains
 from node.cluster.duties import Duties
 from node.cluster.host_record import HostRefused, host_of
 from node.cluster.lease_keeper import LeaseKeeper
+from node.cluster.membership import Membership
 from node.cluster.session import Session
 from node.core.model import Capacity, Node
 from node.core.retention import Limits
-from node.incarnation import Surroundings
+from node.incarnation import ExtraDuty, Surroundings
 from node.lives import Lives
 from node.retention import Retention
 from node.running.admission import Admission
@@ -36,11 +37,12 @@ from node.running.runner import RunContext
 from node.running.supervised_spawner import SupervisedSpawner
 from tests.simulation import clock
 from tests.simulation.loop import Machine, Process
-from tests.simulation.network import Cluster, Link
+from tests.simulation.network import Cluster, Link, etcd_urls
 from tests.simulation.sandboxes import Command, SimSpawner, Watcher
 
 if TYPE_CHECKING:
     from tests.simulation.etcd import SimEtcd
+    from tests.simulation.members import Members
 
 LEASE_TTL_S = 5.0
 #: After a fault is undone, its host counts as disturbed for so long: pings, retries, a look every 5 s.
@@ -129,7 +131,7 @@ class SimNode:
         self._host.end_leftovers(but=self.spawner)
         if self._host.admission is not None:
             await self._host.admission(self._host)
-        async with self._store() as (etcd, batcher):
+        async with self._member() as membership, self._store() as (etcd, batcher):
             store = TaskStore(batcher, etcd)
             await self._end_last_run(etcd)
             drains = Drains(etcd)
@@ -138,6 +140,7 @@ class SimNode:
                     group.create_task(drains.run(), name="drains"),
                     group.create_task(self.spawner.supervise(), name="spawner"),
                     *self._retention(etcd, batcher, group),
+                    *([group.create_task(membership.run(etcd), name="membership")] if membership is not None else []),
                 ]
                 try:
                     await drains.wait_known()
@@ -167,6 +170,22 @@ class SimNode:
         if last is not None and last.machine_id == self._host.machine_id:  # else this is a copy (DataDir.wrote)
             with contextlib.suppress(StoreError):
                 await etcd.lease_revoke(last.lease_id)
+
+    @contextlib.asynccontextmanager
+    async def _member(self) -> AsyncIterator[Membership | None]:
+        """This host's part in etcd, where members are simulated."""
+        if self._host.members is None:
+            yield None
+            return
+        membership = await self._host.members.membership_of(self._host)
+        try:
+            yield membership
+        finally:
+            await membership.stop()
+
+    def _voting(self, etcd: SimEtcd, identity: Identity) -> list[ExtraDuty]:
+        members = self._host.members
+        return [] if members is None else [("voters", members.duty_of(self._host, etcd, identity).run())]
 
     def _retention(self, etcd: SimEtcd, batcher: Batcher, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         limits = self._host.limits
@@ -199,6 +218,7 @@ class SimNode:
             capacity=host.capacity,
             queue_window=1000,
             stop_wait_s=STOP_WAIT_S,
+            extra_duties=lambda identity: self._voting(etcd, identity),
             drained=lambda: drains.drained,
         )
 
@@ -259,6 +279,8 @@ class Host:
         self._troubles = 0
         #: How many things have befallen it so far.
         self.befallen = 0
+        #: etcd's members; None: etcd is elsewhere, and its members are not looked at.
+        self.members: Members | None = None
         #: For finished tasks; None: they are kept.
         self.limits: Limits | None = None
         #: What a start does first where the directory is no member's yet: joins.
@@ -267,7 +289,8 @@ class Host:
         self.may_be_refused = False
 
     def record(self, node_id: str) -> Node:
-        return Node(node_id, self.id, self.node_name, self.capacity, "0", clock.EPOCH, self.address)
+        urls = ("", "") if self.members is None else etcd_urls(self.machine_id)
+        return Node(node_id, self.id, self.node_name, self.capacity, "0", clock.EPOCH, self.address, (), *urls)
 
     @property
     def is_up(self) -> bool:
@@ -333,6 +356,8 @@ class Host:
         self.tell(f"{self.name} is wiped, and is {host_id[-4:]} from now on")
         self.id, self.last_run = host_id, None
         self.ids.append(host_id)
+        if self.members is not None:
+            self.members.wiped(self)
 
     def end_leftovers(self, *, but: SimSpawner) -> None:
         """What the spawner does before it is ready: it kills what earlier ones left, frozen or not."""

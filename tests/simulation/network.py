@@ -39,7 +39,9 @@ class Cluster:
             link.refresh()
 
     def elect(self) -> None:
-        """A new leader knows of no ping: every lease begins anew."""
+        """A new leader knows of no ping: every lease begins anew. Not without a quorum."""
+        if not self.store.membership.has_quorum:
+            return
         for lease in self.store._leases.values():
             lease.expires_at = self._now() + lease.ttl_s
         self.has_leader = True
@@ -61,6 +63,8 @@ class Link:
         self.slowness = 1.0
         #: Of writes and reads alike: the answer is lost, the request was applied.
         self.loss = 0.0
+        #: Its clients look for another member: so many times.
+        self._rerouting = 0
         #: One-way cuts and their ends so far.
         self._cuts = 0
         #: What waits at the cut, in order.
@@ -75,7 +79,12 @@ class Link:
     @property
     def carries(self) -> bool:
         """Whether anything gets through."""
-        return not self._is_cut and self._cluster.has_leader
+        return not self._is_cut and not self._rerouting and self._cluster.has_leader
+
+    @property
+    def reaches_others(self) -> bool:
+        """Whether this host and the others hear each other."""
+        return not (self._is_cut or self._is_deaf or self._is_mute)
 
     @property
     def carries_up(self) -> bool:
@@ -109,6 +118,19 @@ class Link:
         self._is_deaf = self._is_mute = False
         self._cuts += 1
         self.refresh()
+
+    def reroute(self, within_s: float, *, then: Callable[[], None]) -> None:
+        """The member that its clients ask is gone; after so many seconds they ask another."""
+        self._rerouting += 1
+        self.break_connections()
+        self.refresh()
+
+        def found() -> None:
+            self._rerouting -= 1
+            self.refresh()
+            then()
+
+        of_nobody(found, delay_s=within_s)
 
     def _notice(self, cut: int) -> None:
         if cut == self._cuts:
@@ -161,3 +183,8 @@ class Link:
     def remove(self, client: SimEtcd) -> None:
         if client in self._clients:
             self._clients.remove(client)
+
+
+def etcd_urls(machine_id: str) -> tuple[str, str]:
+    """Where a machine's etcd is: for its peers, and for clients."""
+    return f"https://{machine_id}.example:1", f"https://{machine_id}.example:2"

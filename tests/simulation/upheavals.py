@@ -16,6 +16,7 @@ from typing import Any
 from etcd import keys
 from node.cluster.host_record import NodeRemoved
 from node.core.fence import MARGIN_S
+from node.core.voters import GRACE_S
 from tests.simulation.checks import Checks
 from tests.simulation.host import LEASE_TTL_S, Host
 from tests.simulation.loop import true_time
@@ -52,9 +53,10 @@ class Upheavals:
 
     async def run(self, within_s: float) -> None:
         """Within the first half of a world."""
-        if self._chance.random() < 0.5:
+        if self._chance.random() < 0.5 and self._hosts[0].members is None:
             return
         kinds = [self._one_way, self._one_way, self._remove, self._remove, self._copy, self._suspend, self._suspend]
+        kinds += [self._kill_etcd, self._kill_etcd, self._away, self._away] * (self._hosts[0].members is not None)
         async with asyncio.TaskGroup() as group:
             for _ in range(self._chance.choice([1, 2, 3])):
                 at_s = self._chance.uniform(0.0, 0.8 * within_s)
@@ -96,6 +98,18 @@ class Upheavals:
         await asyncio.sleep(self._chance.choice([0.7, 3.0, 6.0, 14.0]) * self._chance.uniform(0.3, 1.0))
         self._tell(f"{host.name} hears and is heard again")
         host.link.heal_one_way()
+
+    async def _kill_etcd(self, host: Host) -> None:
+        if host.members is not None and host.members.kill_etcd(host):
+            self._tell(f"{host.name}: etcd is killed")
+        await asyncio.sleep(self._chance.uniform(0.3, 3.0))
+
+    async def _away(self, host: Host) -> None:
+        """For so long that its vote is given to another, where there is one."""
+        host.kill()
+        await asyncio.sleep(GRACE_S + self._chance.uniform(0.0, 15.0))
+        if not host.is_up:
+            host.start()
 
     async def _suspend(self, host: Host) -> None:
         """Its machine is paused with its clock: nothing on it sees that time went by, until it hears from others."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 from etcd import keys
@@ -25,6 +27,7 @@ from tests.simulation.checks import Checks
 from tests.simulation.faults import Faults
 from tests.simulation.host import STOP_WAIT_S, Host
 from tests.simulation.loop import SimLoop
+from tests.simulation.members import RESTORED_S, Members
 from tests.simulation.network import Cluster, Link
 from tests.simulation.newcomers import Newcomers
 from tests.simulation.promises import Promises
@@ -98,6 +101,7 @@ class World:
         self.limits = draw_limits(Random(seed + 4))
         for host in self.hosts:
             host.limits = self.limits
+        self._directory = self._make_members(Random(seed + 5))
         chance = Random(seed + 3)
         newcomers = Newcomers(self.hosts, self._link.client(), chance, self.checks.add)
         self.upheavals = Upheavals(self.hosts, self.cluster, newcomers, chance, checks=self.checks, tell=self.tell)
@@ -120,12 +124,17 @@ class World:
         self.story.append(f"{loop.true_time() - 1000:8.3f}  {words}")
 
     async def run(self) -> None:
+        with self._directory or contextlib.nullcontext():
+            await self._live()
+
+    async def _live(self) -> None:
         for number, host in enumerate(self.hosts):
             # Some come later, to work that is there.
             at_s = self.chance.uniform(1.0, 15.0) if number and self.chance.random() < 0.2 else 0.0
             loop.of_nobody(host.start_first, delay_s=at_s)
         faults = Faults(self.hosts, self.cluster, self.promises, self.chance, self.tell)
         tending = asyncio.create_task(self.upheavals.tend())
+        await self._wait_restored()
         async with self._people() as store:
             async with asyncio.TaskGroup() as first_half:
                 first_half.create_task(faults.run(self.size.faults, self.size.troubled_s))
@@ -139,6 +148,7 @@ class World:
             faults.heal()
             await self._wait_ended()
             await self._wait_forgotten()
+            await self._wait_restored()
         tending.cancel()
         running = asyncio.get_running_loop()
         assert isinstance(running, SimLoop)
@@ -157,6 +167,30 @@ class World:
             if all(task.status.is_terminal for task in self.checks.history.tasks.values()):
                 return
             await asyncio.sleep(0.5)
+
+    def _make_members(self, chance: Random) -> tempfile.TemporaryDirectory[str] | None:
+        """In some worlds etcd's members are on the hosts; their data lie in files."""
+        self.members: Members | None = None
+        if len(self.hosts) < 3 or chance.random() < 0.6:
+            return None
+        place = tempfile.TemporaryDirectory(prefix="pilfer-simulation-")
+        self.members = Members(
+            self.hosts, self.cluster, chance, directory=Path(place.name), add=self.checks.add, tell=self.tell
+        )
+        for host in self.hosts:
+            host.members = self.members
+        return place
+
+    async def _wait_restored(self) -> None:
+        """The votes are right again."""
+        if self.members is None:
+            return
+        until = clock.monotonic() + RESTORED_S
+        while not self.members.is_restored:
+            await asyncio.sleep(0.5)
+            if clock.monotonic() > until:
+                self.checks.add("VotersAreRestored", "etcd's members", self.members.words())
+                return
 
     async def _wait_forgotten(self) -> None:
         """What is left of the ended tasks is what may be left."""
