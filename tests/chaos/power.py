@@ -52,7 +52,8 @@ class Power:
         if now - self._began.get(node.name, -AGAIN_S) < AGAIN_S:
             return
         code = node.process.returncode if node.process is not None else 0
-        if code not in _EXPECTED:
+        # With an empty directory it is another host that begins now.
+        if code not in _EXPECTED and node.has_joined:
             self.ended.append(f"{node.name} ended by itself with {code}: {node.tail(1).strip()}")
             self._tell(self.ended[-1])
         self._began[node.name] = now

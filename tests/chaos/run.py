@@ -194,9 +194,9 @@ class Chaos:
         self._wounds.clear()
         self._wait("HostsComeAndGo: the errand is done", lambda: not self.members.is_busy)
         self._wait("every drain is undone", lambda: self.faults.undrain(self._rng))
-        # One that is stopping yet would end in the midst of the healing.
-        self._wait("every node is on", lambda: all(n.is_up and not n.is_stopping for n in self.lab.nodes.values()))
-        self.lab.heal(timeout_s=HEAL_S)
+        self.lab.unhurt()
+        # A node that is stopping yet is started again when it has ended.
+        self._wait("every node is ready, and etcd has all its members", self.lab.is_whole)
 
     def _wait(self, what: str, condition: Callable[[], bool]) -> None:
         def goes_on() -> bool:
@@ -206,7 +206,8 @@ class Chaos:
         try:
             wait_until_sync(goes_on, HEAL_S, what=what, every_s=TICK_S)
         except AssertionError as error:
-            raise AssertionError(f"{error}; the errand waits until {self.members.waits_for}") from None
+            errand = f"; its errand waits until {self.members.waits_for}" if self.members.is_busy else ""
+            raise AssertionError(f"{error}{errand}; nodes: {self.lab.states()}") from None
 
     def wait_all_ended(self) -> None:
         """EventuallyTerminal."""

@@ -199,6 +199,19 @@ class Lab:
             tails = "\n".join(f"--- {node.name}\n{node.tail(15)}" for node in self.nodes.values() if node.log.exists())
             raise AssertionError(f"{error}; seen: {seen}\n{tails}") from None
 
+    def is_whole(self) -> bool:
+        """Whether all nodes of the cluster are ready, as each of them sees it, and etcd has all its members."""
+        nodes = self.nodes.values()
+        # One that is stopping yet looks ready until its lease is revoked.
+        if not all(node.is_up and not node.is_stopping for node in nodes):
+            return False
+        are_ready = all(self._states_seen_by(node).count("ready") == len(nodes) for node in nodes)
+        return are_ready and self._is_etcd_whole()
+
+    def states(self) -> dict[str, list[str]]:
+        """What each node says of all."""
+        return {node.name: self._states_seen_by(node) for node in self.up()}
+
     @staticmethod
     def _states_seen_by(node: LabNode) -> list[str]:
         try:
@@ -363,7 +376,7 @@ class Lab:
     def heal(self, *, timeout_s: float = 60.0) -> None:
         """Undoes every fault: cuts, pauses, full disks, dead processes. Returns when all nodes are ready, and etcd is
         whole."""
-        self._unhurt()
+        self.unhurt()
         dead = [node for node in self.nodes.values() if not node.is_up]
         for node in dead:
             self.begin(node)
@@ -379,7 +392,8 @@ class Lab:
         voting = self.voting_hosts()
         return bool(voting) and voting <= {node.host_id for node in self.voters()}
 
-    def _unhurt(self) -> None:
+    def unhurt(self) -> None:
+        """Undoes what was done to living processes, disks and cables; who is dead stays so."""
         for node in self.machines:
             node.resume()
             if node.disk is not None:
@@ -388,7 +402,7 @@ class Lab:
 
     def end(self) -> None:
         """Stops every node; nothing of them is left. What does not stop in time is killed, and an error in the end."""
-        self._unhurt()
+        self.unhurt()
         errors: list[str] = []
         running = [node for node in self.machines if node.is_up]
         # All at once, and each once: a second signal means haste.
