@@ -12,7 +12,7 @@ Theory
   ended lately, past an older task that this node would pass over so (one that the end of the smallest makes no room
   for), or while capacity is held. What is claimed ahead all the same and finds no room is given back by the runner.
 * **Who goes first.** For each task the live nodes that could hold it have ranks (`peers.py`); one has rank 0 and
-  claims at once, the others wait step x floor(log2(1 + rank)) from when they saw it. A step outlasts a claim and the
+  claims at once, the others wait step x log2(1 + rank) from when they saw it. A step outlasts a claim and the
   news of it: 20 ms when the queue trickles, 100 ms under a backlog, more where etcd is slow. A node that is alone
   never waits.
 * **Load.** The wait grows with the node's load, so that a busy one lets idle ones go first, and shrinks with the task's
@@ -47,8 +47,9 @@ class ClaimSettings:
     round_trips_per_step: float = 3.0
     #: More queued tasks than this for each live node are a backlog.
     backlog_tasks_per_node: int = 16
-    #: Steps that a fully loaded node lets pass, on top of its rank's; fewer below, and none below this load.
-    load_steps: float = 2.0
+    #: Steps that a fully loaded node lets pass, on top of its rank's; fewer below, and none below this load. Not 2: a
+    #: node at 3 of its 4 CPUs would wait just as long as an idle one of rank 1, and race it.
+    load_steps: float = 2.5
     busy_from_load: float = 0.5
     #: A task of this age waits for no rank.
     patience_s: float = 30.0
@@ -123,18 +124,21 @@ def ahead_window(situation: Situation, settings: ClaimSettings = DEFAULT_SETTING
     return most - situation.ahead if situation.ahead * 2 <= most else 0
 
 
-def claim_wait_s(steps: int, age_s: float, load: float, step_s: float, settings: ClaimSettings) -> float:
+def claim_wait_s(steps: float, age_s: float, load: float, step_s: float, settings: ClaimSettings) -> float:
     """How long after it was first seen, at the age of age_s, a task of this rank is claimed.
 
     The wait shrinks as the task gets older, down to nothing at patience_s: w is the wait at age 0, and t is the
     moment when t = w x (1 - (age + t) / patience).
     """
-    busy = max(0.0, min(load, 1.0) - settings.busy_from_load) / (1.0 - settings.busy_from_load)
-    wait = step_s * (steps + settings.load_steps * busy)
+    wait = step_s * (steps + _load_steps(load, settings))
     return wait * max(0.0, 1.0 - age_s / settings.patience_s) / (1.0 + wait / settings.patience_s)
 
 
-def is_holding(age_s: float, steps: int, settings: ClaimSettings) -> tuple[bool, float]:
+def _load_steps(load: float, settings: ClaimSettings) -> float:
+    return settings.load_steps * max(0.0, min(load, 1.0) - settings.busy_from_load) / (1.0 - settings.busy_from_load)
+
+
+def is_holding(age_s: float, steps: float, settings: ClaimSettings) -> tuple[bool, float]:
     """Whether capacity is held for a task of this age, and the age at which that changes.
 
     In units of hold_after_s x (1 + steps): held from 1 to 3, not from 3 to 4; held from 4 to 12, not from 12 to 16; ...
@@ -176,9 +180,9 @@ class _Planner:
         self._is_backlog = len(view) > settings.backlog_tasks_per_node * view.peers.count
         step_s = settings.backlog_step_s if self._is_backlog else settings.trickle_step_s
         step_s = max(step_s, settings.round_trips_per_step * situation.round_trip_s)
-        most = view.peers.count.bit_length()
-        #: By steps: how long an offer waits that was new when it was seen.
-        self._waits = [claim_wait_s(steps, 0.0, situation.load, step_s, settings) for steps in range(most + 1)]
+        self._step_s = step_s
+        #: What the load adds to the wait for any rank.
+        self._load_s = _load_steps(situation.load, settings) * step_s
 
     def plan(self, wanted: int, wanted_ahead: int) -> ClaimPlan:
         """wanted: with room for them; wanted_ahead: without."""
@@ -244,7 +248,7 @@ class _Planner:
         # By the steps of preference that are left, 0 first; each in the order of the queue. One pass over up to
         # `horizon_max` offers at each look: this loop is what a node among many spends most of its thinking on.
         due: dict[int, list[Offer]] = {}
-        now, waits, patience_s = self._now, self._waits, self._settings.patience_s
+        now, step_s, load_s, patience_s = self._now, self._step_s, self._load_s, self._settings.patience_s
         look_again_at = self._look_again_at
         for offer in islice(self._view.oldest_first(kinds), horizon + len(self._picked)):
             if offer.task_id in self._picked:
@@ -253,13 +257,14 @@ class _Planner:
                 offer.front_at = now
             steps = offer.steps()
             if offer.kind.place.count > 1:
-                # As claim_wait_s, of which all but the age is the same for all offers of as many steps.
-                due_at = offer.seen_at + waits[steps] * max(0.0, 1.0 - offer.age_when_seen_s / patience_s)
+                # claim_wait_s, written out.
+                wait_s = step_s * steps + load_s
+                due_at = offer.seen_at + wait_s * max(0.0, patience_s - offer.age_when_seen_s) / (patience_s + wait_s)
                 if due_at > now:
                     look_again_at = min(look_again_at, due_at)
                     continue
-                steps = max(0, steps - int((now - offer.front_at) / self._settings.passed_over_s))
-            due.setdefault(steps, []).append(offer)
+                steps -= int((now - offer.front_at) / self._settings.passed_over_s)
+            due.setdefault(max(0, int(steps)), []).append(offer)
         self._look_again_at = look_again_at
         return [offer for steps in sorted(due) for offer in due[steps]]
 

@@ -14,6 +14,7 @@ rank 0 on average only: none for 37 % of the tasks, two or more for 26 % (Poisso
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -51,9 +52,13 @@ class Place:
         distance = (ahead if point & 1 else at - self.start - self.weight) % self.total
         return min(self.count - 1, 1 + distance * self.count // self.total)
 
-    def steps(self, point: int) -> int:
-        """floor(log2(1 + rank)): ranks 1 and 2 wait one step, 3 to 6 two, a thousand nodes are through in ten."""
-        return (1 + self.rank(point)).bit_length() - 1
+    def steps(self, point: int) -> float:
+        """log2(1 + rank): rank 1 waits one step, rank 2 a step and a half, a thousand nodes are through in ten.
+
+        Not rounded: where the node of rank 0 is full, those of ranks 1 and 2 would claim at the same moment, and one
+        of them in vain.
+        """
+        return math.log2(1 + self.rank(point))
 
 
 class Peers:

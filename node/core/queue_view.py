@@ -48,17 +48,17 @@ class Offer:
     #: When the policy first had it before it and could have held it, had there been room; None: not yet.
     front_at: float | None = None
     #: Steps, and the place that they were computed for (a node that is alone never does).
-    _steps: int = 0
+    _steps: float = 0.0
     _steps_at: Place | None = None
 
     def age_s(self, now: float) -> float:
         return self.age_when_seen_s + max(0.0, now - self.seen_at)
 
-    def steps(self) -> int:
+    def steps(self) -> float:
         """How many steps this node lets others go first (`Place.steps`)."""
         place = self.kind.place
         if place.count == 1:
-            return 0
+            return 0.0
         if self._steps_at is not place:
             self._steps_at, self._steps = place, place.steps(task_point(self.task_id))
         return self._steps
