@@ -16,30 +16,15 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+
+from tests.simulation.cluster_mutants import CLUSTER_MUTANTS
+from tests.simulation.mutant import Mutant
 
 ROOT = Path(__file__).parents[2]
 #: What the simulation runs; the rest of the tree is linked.
 _COPIED = ("node", "etcd", "isolation", "pilfer", "tests")
 LIMIT_S = 900.0
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One defect: in `path`, `before` becomes `after`. `before` stands there exactly once."""
-
-    name: str
-    path: str
-    before: str
-    after: str
-    #: A second change, (path, before, after): where the defect alone is covered by another line of defence.
-    beside: tuple[str, str, str] | None = None
-
-    @property
-    def changes(self) -> tuple[tuple[str, str, str], ...]:
-        first = (self.path, self.before, self.after)
-        return (first,) if self.beside is None else (first, self.beside)
 
 
 _TRANSITIONS = "etcd/transitions.py"
@@ -263,6 +248,7 @@ MUTANTS = (
         "self._is_closed = True\n" + _EACH + 'command.end("fence")',
         "self._is_closed = True\n" + _EACH + "command.thaw()\n" + _LATER + 'command.end, "fence")',
     ),
+    *CLUSTER_MUTANTS,
 )
 
 

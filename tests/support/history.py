@@ -16,7 +16,7 @@ Rules, by the names under which they are told when they are broken:
 * ClaimNeedsLiveLease: who claims, finishes, gives back or confirms a cancel has its node key at that moment.
 * RequeueNeedsDeadOwner: a task is requeued only while the node key of its owner is absent.
 * OneNodePerHost: no host ever has two node keys; a node key is leased, written once, and does not come back.
-* RemovedStaysOut: no node key of a host that was removed.
+* RemovedStaysOut: no node key of a host that was removed, and no removal of one whose node lives.
 * NothingLost: no acknowledged submit is absent, or ended twice.
 * EventuallyTerminal: at the end every task has ended (asked for when a test has waited for that).
 
@@ -263,9 +263,15 @@ class History:
                 self._node_key(keys.parse_node(key), event)
             elif key.startswith(keys.all_removed().key) and not event.is_delete:
                 cluster_codec.decode_removal(key, event.kv.value)
-                self._removed.add(keys.parse_cluster_id(key))
+                self._removal(keys.parse_cluster_id(key))
         except RecordCorrupt as error:
             self._tell("OneNodePerHost", repr(key), str(error))
+
+    def _removal(self, host_id: str) -> None:
+        self._removed.add(host_id)
+        for node in filter(None, self._nodes.values()):
+            if node.host_id == host_id:
+                self._tell("RemovedStaysOut", host_id, f"it was removed while its node {node.id} lived")
 
     def _node_key(self, node_id: str, event: Event) -> None:
         if event.is_delete:
