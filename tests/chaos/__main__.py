@@ -32,8 +32,7 @@ def main() -> int:
     parser.add_argument("--artifacts", type=Path, help="directory for what a failed run leaves; default: below .chaos")
     options = parser.parse_args()
     directory = options.artifacts or ARTIFACTS / f"{options.seed}-{time.strftime('%Y%m%dT%H%M%S')}"
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
+    _Interrupt()
     _print(f"chaos: {options.minutes:g} minutes, SEED={options.seed}")
     try:
         flaws = _run(options.seed, options.minutes * 60.0, directory)
@@ -87,11 +86,18 @@ def _ended(lab: Lab) -> list[str]:
     return []
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    # Once: what follows cleans up, and must not be interrupted.
-    for other in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(other, signal.SIG_IGN)
-    raise KeyboardInterrupt
+class _Interrupt:
+    """Interrupts the run once: what follows cleans up, and must not be interrupted."""
+
+    def __init__(self) -> None:
+        self._has_come = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._come)
+
+    def _come(self, number: int, frame: FrameType | None) -> None:
+        if not self._has_come:
+            self._has_come = True
+            raise KeyboardInterrupt
 
 
 def _print(words: str) -> None:
