@@ -219,6 +219,8 @@ class Faults:
     def _drain(self, rng: random.Random, victim: LabNode, others: list[LabNode]) -> Wound | None:
         let_finish, name = rng.random() < 0.5, victim.name
         if ask(self._lab, rng, lambda client: client.drain(name, let_finish=let_finish)) is None:
+            # Not answered is not refused: it may hold, or come to hold yet.
+            self._to_undrain.add(name)
             return None
         self._drained.add(name)
 

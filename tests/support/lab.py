@@ -263,10 +263,16 @@ class Lab:
 
     def get_leader(self) -> LabNode:
         """The same, waited for."""
-        wait_until_sync(lambda: self.find_leader() is not None, what="etcd has a leader", every_s=0.1)
-        leader = self.find_leader()
-        assert leader is not None
-        return leader
+        found: list[LabNode] = []
+
+        def find() -> bool:
+            # What was found is kept: asked again, a busy member may not answer in time.
+            leader = self.find_leader()
+            found[:] = [leader] if leader is not None else []
+            return bool(found)
+
+        wait_until_sync(find, what="etcd has a leader", every_s=0.1)
+        return found[0]
 
     def get_follower(self) -> LabNode:
         """A voter that does not lead."""
