@@ -163,7 +163,10 @@ class Operator:
             lambda: len(self._load.acknowledged) > before, HEAL_S, what="tasks are taken again", every_s=0.5
         )
         # It would be part of every snapshot from now on.
-        self._lab.etcdctl(self._lab.get_leader(), "del", FILL_KEY)
+        wait_until_sync(
+            lambda: not self._lab.etcdctl(self._lab.get_leader(), "del", FILL_KEY).returncode,
+            HEAL_S, what="etcd takes writes", every_s=0.5,
+        )  # fmt: skip
 
     def _find_alarm(self) -> bool | None:
         """Whether NOSPACE stands; None where nobody answers."""

@@ -47,6 +47,7 @@ LEASE_TTL_S = 5.0
 GROW_TIMEOUT_S = 60.0
 #: The last voters find no quorum any more when they give back: each has its time limits.
 STOP_TIMEOUT_S = 60.0
+LEADER_TIMEOUT_S = 60.0
 _PREFIX = "pilfer-lab-"
 _TOKEN_TTL_S = 3600.0
 
@@ -266,12 +267,11 @@ class Lab:
         found: list[LabNode] = []
 
         def find() -> bool:
-            # What was found is kept: asked again, a busy member may not answer in time.
             leader = self.find_leader()
-            found[:] = [leader] if leader is not None else []
+            found.extend([leader] if leader is not None else [])
             return bool(found)
 
-        wait_until_sync(find, what="etcd has a leader", every_s=0.1)
+        wait_until_sync(find, LEADER_TIMEOUT_S, what="etcd has a leader", every_s=0.1)
         return found[0]
 
     def get_follower(self) -> LabNode:
