@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from isolation import protocol
 from isolation.config import SpawnerConfig
-from isolation.errors import HostLacks, ProtocolError, SandboxFailed, SpawnerDied
+from isolation.errors import HostLacks, NotLaunched, ProtocolError, SandboxFailed, SpawnerDied
 from isolation.process import start as start_process
 from isolation.spec import BindMount, Ended, HostReport, SandboxSpec, SetupFailed, Started
 
@@ -145,11 +145,11 @@ class Spawner:
         """Starts a sandbox; returns when its command was executed.
 
         The descriptors are duplicated: the caller closes his own after this returned. Raises SandboxFailed (nothing
-        is left of it), SpawnerDied, ProtocolError (an id or a value that no request may have, or an id in use). If
-        cancelled, the sandbox is killed as soon as it has started.
+        is left of it), NotLaunched, SpawnerDied (the command may have begun to run), ProtocolError (an id or a value
+        that no request may have, or an id in use). If cancelled, the sandbox is killed as soon as it has started.
         """
         if self._died.done():
-            raise SpawnerDied(self._died.result())
+            raise NotLaunched(self._died.result())
         if not protocol.is_id(spec.id):
             raise ProtocolError(f"{spec.id!r} cannot name a sandbox")
         if spec.id in self._launching or spec.id in self._running:

@@ -15,6 +15,10 @@ class SpawnerDied(Exception):  # noqa: N818  (as above)
     """The spawner process is gone, and every sandbox with it."""
 
 
+class NotLaunched(SpawnerDied):
+    """It was gone before it was asked for this sandbox, which so has never been."""
+
+
 class ProtocolError(Exception):
     """A message between node and spawner that cannot be read, or whose values are out of range."""
 

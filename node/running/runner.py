@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable
 from etcd.errors import NoSpace, OutcomeUnknown, StoreError, StoreUnavailable
 from etcd.store import Claim, TaskStore
 from isolation.client import Sandbox
-from isolation.errors import SandboxFailed, SpawnerDied
+from isolation.errors import NotLaunched, SandboxFailed, SpawnerDied
 from node.core.errors import IllegalTransition
 from node.core.model import Outcome, Reason, Task
 from node.core.reconcile import Phase
@@ -309,10 +309,18 @@ class Runner:
         task = run.task
         opened = self._logs.open(task.id, task.attempt)
         stdin = stdin_of(task.spec.stdin)
+        asked_at = time.time()
         try:
             return await self._spawner.launch(
                 sandbox_spec(task, run.claim, self._context), stdin=stdin, stdout=opened.stdout, stderr=opened.stderr
             )
+        except NotLaunched:
+            raise
+        except SpawnerDied:
+            # The command may have run already, and nobody is left to tell. A claim that never started may always run
+            # again; a task that may run only once must not: this counts as a start.
+            run.started_at = asked_at
+            raise
         finally:
             os.close(stdin)
 

@@ -14,7 +14,7 @@ import logging
 import threading
 
 from isolation.client import Sandbox, Spawner, SpawnerConfig
-from isolation.errors import HostLacks, SpawnerDied
+from isolation.errors import HostLacks, NotLaunched, SpawnerDied
 from isolation.spec import HostReport, SandboxSpec
 from node.core.silence import TURN_S, TURNS, Silence
 
@@ -51,7 +51,7 @@ class SupervisedSpawner:
     @property
     def _current(self) -> Spawner:
         if self._spawner is None:
-            raise SpawnerDied("the spawner is not running")
+            raise NotLaunched("the spawner is not running")
         return self._spawner
 
     async def start(self) -> None:

@@ -17,7 +17,7 @@ from etcd import codec, keys
 from etcd.identity import Identity
 from etcd.port import Put, Txn
 from etcd.store import TaskStore
-from isolation.errors import SpawnerDied
+from isolation.errors import NotLaunched, SpawnerDied
 from isolation.spec import Ended, HostReport, SandboxSpec, Started
 from node.cluster.session import Session
 from node.core.model import Capacity, Node
@@ -76,9 +76,11 @@ class FakeSpawner:
         return [task_id for task_id, sandbox in self.sandboxes.items() if not sandbox.ended.done()]
 
     async def launch(self, spec: SandboxSpec, *, stdin: int, stdout: int, stderr: int) -> FakeSandbox:
+        if not self.is_up:
+            raise NotLaunched("the spawner is not running")
         await asyncio.sleep(self.launch_takes_s)
         if not self.is_up:
-            raise SpawnerDied("the spawner is not running")
+            raise SpawnerDied("killed after it was asked")
         sandbox = self.sandboxes[spec.id.partition(".")[0]] = FakeSandbox(spec)
         return sandbox
 

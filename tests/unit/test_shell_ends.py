@@ -75,6 +75,24 @@ async def test_a_stop_ends_after_the_lease_was_lost_while_no_spawner_can_be_star
             await wait_until(life.done, 120, what="the stop ends")
 
 
+@virtual_time
+async def test_a_task_that_may_run_once_is_not_started_again_after_a_start_without_an_answer(tmp_path: Path) -> None:
+    """The spawner died after it was asked for the sandbox: nobody knows whether the command had begun."""
+    once = TaskSpec("true", restart_on_node_loss=False)
+    async with open_shell(tmp_path) as shell:
+        shell.spawner.launch_takes_s = 0.5
+        task_id = (await queued(shell.store, once)).task.id
+        async with living(shell):
+            await asyncio.sleep(0.2)
+            shell.spawner.die()
+            await asyncio.sleep(1)
+            shell.spawner.is_up = True
+            shell.spawner.clean.set()
+            await asyncio.sleep(5)
+            assert (await read_one(shell.store, task_id)).task.status is Status.FAILED
+            assert shell.spawner.sandboxes == {}
+
+
 def _claims(argument: object) -> bool:
     """Whether a transaction makes a running key of this node."""
     if isinstance(argument, Txn):
