@@ -73,13 +73,20 @@ class SimEtcd(FakeEtcd):
         self._link.remove(self)
 
     def _half_trip(self) -> float:
-        return self._chance.uniform(*HALF_TRIP_S) * self._link.slowness
+        return self._chance.uniform(*HALF_TRIP_S) * self._link.distance * self._link.slowness
 
     def _set_timer(self) -> None:
         """Leases run out by etcd's own clock: `Link` belongs to no process."""
 
     def keep_alive(self, lease_id: int) -> _SimKeepAlive:
         return _SimKeepAlive(self, lease_id)
+
+    def stall_pings(self, for_s: float) -> None:
+        """The connection of the stream that stands is dead, and given up after that time."""
+        for stream in self.lease_streams:
+            if isinstance(stream, _SimKeepAlive):
+                stream.is_stalled = True
+                of_nobody(stream.break_, delay_s=for_s)
 
     async def _call(
         self, method: str, argument: object, act: Callable[[], T], timeout_s: float, *, is_write: bool
@@ -88,7 +95,7 @@ class SimEtcd(FakeEtcd):
         self.calls.append(method)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         request = _Request(self, act, answer)
-        of_nobody(request.arrive, delay_s=self._half_trip())
+        of_nobody(request.arrive, delay_s=self._half_trip() + self._link.lingers_s())
         try:
             async with asyncio.timeout(timeout_s):
                 result: T = await answer
@@ -106,6 +113,7 @@ class _SimKeepAlive(FakeKeepAlive):
     def __init__(self, client: SimEtcd, lease_id: int) -> None:
         super().__init__(client, lease_id)
         self._client = client
+        self.is_stalled = False
 
     async def ping(self) -> None:
         if self._is_broken:
@@ -114,7 +122,7 @@ class _SimKeepAlive(FakeKeepAlive):
 
     def _arrive(self) -> None:
         link = self._client._link
-        if self._is_broken:
+        if self._is_broken or self.is_stalled:
             return
         if not self._client.sends:
             link.held.append(self._arrive)

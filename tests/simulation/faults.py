@@ -37,9 +37,12 @@ class Faults:
             self._cut,
             self._cut_all,
             self._lose_answers,
+            self._linger,
+            self._stall,
             self._slow,
             self._fade,
             self._reset_connections,
+            self._stop_node,
             self._stop_node,
             self._jump_clock,
             self._lose_leader,
@@ -47,6 +50,10 @@ class Faults:
             self._fill_up,
             self._drain,
         ]
+        #: A host to which these happen counts as calm: it has to do as ever.
+        self._no_excuse = (self._stall, self._jump_clock, self._compact, self._drain)
+        #: In most worlds one host has more of it than the others: several things at once.
+        self._victim = chance.choice([None, *hosts])
 
     async def run(self, count: int, within_s: float) -> None:
         async with asyncio.TaskGroup() as group:
@@ -57,15 +64,20 @@ class Faults:
     async def _one(self, at_s: float) -> None:
         await asyncio.sleep(at_s)
         host = self._chance.choice(self._hosts)
-        undo = self._chance.choice(self._kinds)(host)
-        self._disturb(host, 1)
+        if self._victim is not None and self._chance.random() < 0.5:
+            host = self._victim
+        kind = self._chance.choice(self._kinds)
+        undo = kind(host)
+        by = 0 if kind in self._no_excuse else 1
+        self._disturb(host, by)
         await asyncio.sleep(self._chance.choice([0.05, 0.7, 3.0, 7.0, 14.0]) * self._chance.uniform(0.3, 1.0))
         if undo is not None:
             undo()
-        self._disturb(host, -1)
+        self._disturb(host, -by)
 
     def _disturb(self, host: Host, by: int) -> None:
-        host.disturb(by)
+        if by:
+            host.disturb(by)
 
     def heal(self) -> None:
         """Everything, at once."""
@@ -74,7 +86,8 @@ class Faults:
         self._cluster.store.disarm()
         for host in self._hosts:
             self._write(Delete(keys.drained_key(host.id)))
-            host.link.is_cut, host.link.loss, host.link.slowness = False, 0.0, 1.0
+            link = host.link
+            link.is_cut, link.loss, link.lingering, link.slowness = False, 0.0, 0.0, 1.0
             self._resume(host)
             if not host.is_up:
                 host.start()
@@ -100,12 +113,18 @@ class Faults:
         if node is None or not host.is_up:
             return None
         self._tell(f"{host.name} is told to stop")
-        self._promises.told_to_stop(host, node)
         node.process.call_later(0.0, node.stop.set)
         if self._chance.random() < 0.3:
             node.process.call_later(self._chance.uniform(0.0, 3.0), node.hurry.set)
+        resume = None
+        if self._chance.random() < 0.2:
+            resume = self._pause_spawner(host)
+        else:
+            self._promises.told_to_stop(host, node)
 
         def again() -> None:
+            if resume is not None:
+                resume()
             if host.node is node:
                 if host.is_up:
                     host.kill()
@@ -128,8 +147,13 @@ class Faults:
 
     def _kill_spawner(self, host: Host) -> Callable[[], None] | None:
         if host.node is not None and host.is_up:
-            self._tell(f"{host.name}: spawner killed")
-            host.node.spawner.die()
+            spawner = host.node.spawner
+            spawner.dies_with_next = self._chance.random() < 0.5
+            if spawner.dies_with_next:
+                self._tell(f"{host.name}: spawner to be killed at its next start")
+            else:
+                self._tell(f"{host.name}: spawner killed")
+                spawner.die()
         return None
 
     def _pause_spawner(self, host: Host) -> Callable[[], None] | None:
@@ -174,13 +198,29 @@ class Faults:
         self._disturb(host, -1)
 
     def _lose_answers(self, host: Host) -> Callable[[], None]:
-        host.link.loss = self._chance.choice([0.1, 0.5])
+        host.link.loss = self._chance.choice([0.1, 0.5, 1.0])
         self._tell(f"{host.name}: {host.link.loss:.0%} of all answers are lost")
 
         def heal() -> None:
             host.link.loss = 0.0
 
         return heal
+
+    def _linger(self, host: Host) -> Callable[[], None]:
+        """Each request is held up for a while of its own, in a member that passes it on late: what is given up by its
+        sender, and sent again, is applied all the same, after what was sent later."""
+        host.link.lingering = self._chance.choice([0.1, 0.5, 1.0])
+        self._tell(f"{host.name}: {host.link.lingering:.0%} of all requests are held up")
+
+        def heal() -> None:
+            host.link.lingering = 0.0
+
+        return heal
+
+    def _stall(self, host: Host) -> None:
+        """The connection of the pings is dead, and nobody says so. No excuse: there is a second one."""
+        self._tell(f"{host.name}: the stream of its pings is dead")
+        host.link.stall_pings()
 
     def _slow(self, host: Host) -> Callable[[], None]:
         host.link.slowness = self._chance.choice([10.0, 100.0, 800.0])

@@ -12,7 +12,6 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from etcd import codec, keys
@@ -39,6 +38,7 @@ from tests.simulation import clock
 from tests.simulation.loop import Machine, Process
 from tests.simulation.network import Cluster, Link, etcd_urls
 from tests.simulation.sandboxes import Command, SimSpawner, Watcher
+from tests.simulation.stand_ins import SimLogs, SimSession
 
 if TYPE_CHECKING:
     from tests.simulation.etcd import SimEtcd
@@ -48,47 +48,6 @@ LEASE_TTL_S = 5.0
 #: After a fault is undone, its host counts as disturbed for so long: pings, retries, a look every 5 s.
 AFTERMATH_S = 8.0
 STOP_WAIT_S = 2.0
-
-
-class SimSession:
-    """As `node.cluster.session.Session`, on the node's loop."""
-
-    def __init__(self, keeper: LeaseKeeper) -> None:
-        self._keeper = keeper
-        self._keeping: asyncio.Task[str] | None = None
-
-    @property
-    def lease_id(self) -> int:
-        return self._keeper.lease_id
-
-    @property
-    def is_at_risk(self) -> bool:
-        return self._keeper.is_at_risk
-
-    async def open(self, timeout_s: float) -> Identity:
-        identity = await self._keeper.join(timeout_s)
-        self._keeping = asyncio.create_task(self._keeper.keep(), name="session")
-        return identity
-
-    async def wait_lost(self) -> str:
-        assert self._keeping is not None
-        return await asyncio.shield(self._keeping)
-
-    async def close(self, revoke: bool = True) -> None:
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.wait([self._keeping])
-        await self._keeper.leave(revoke=revoke)
-
-
-class SimLogs:
-    """Log files that nobody reads."""
-
-    def open(self, _task_id: str, _attempt: int) -> SimpleNamespace:
-        return SimpleNamespace(stdout=-1, stderr=-1)
-
-    async def settle(self, _task_id: str, _attempt: int) -> None:
-        await asyncio.sleep(0)
 
 
 @dataclass
@@ -156,7 +115,7 @@ class SimNode:
                 finally:
                     for task in background:
                         task.cancel()
-        self.spawner.end_all()
+        await self.spawner.close()
 
     @contextlib.asynccontextmanager
     async def _store(self) -> AsyncIterator[tuple[SimEtcd, Batcher]]:

@@ -13,6 +13,9 @@ from tests.support.fake_store import FakeStore
 #: `etcd/endpoints.py` sets it and as it was measured.
 KEEPALIVE_S = (7.0, 8.0)
 
+#: The longest that a member holds a request up, before it passes it on after all.
+LINGER_MAX_S = 6.0
+
 
 class Cluster:
     """etcd, as all hosts see it: its data, whether it has a leader, and its clock."""
@@ -59,12 +62,15 @@ class Link:
         #: What is sent from here does not arrive, while what is sent to here does; and the other way round.
         self._is_mute = False
         self._is_deaf = False
-        #: Of the time that each way takes.
+        #: Of the time that each way takes: where the host stands, and what befalls it.
+        self.distance = 1.0
         self.slowness = 1.0
         #: Of writes and reads alike: the answer is lost, the request was applied.
         self.loss = 0.0
         #: Its clients look for another member: so many times.
         self._rerouting = 0
+        #: Of requests alone: held up on their way there.
+        self.lingering = 0.0
         #: One-way cuts and their ends so far.
         self._cuts = 0
         #: What waits at the cut, in order.
@@ -141,6 +147,15 @@ class Link:
 
     def loses_answer(self) -> bool:
         return self.loss > 0 and self._chance.random() < self.loss
+
+    def lingers_s(self) -> float:
+        """For how long the next request is held up."""
+        return self._chance.uniform(0.3, LINGER_MAX_S) if self._chance.random() < self.lingering else 0.0
+
+    def stall_pings(self) -> None:
+        """Nothing of the lease streams that stand arrives any more, until they are given up; new ones are well."""
+        for client in self._clients:
+            client.stall_pings(self._chance.uniform(*KEEPALIVE_S))
 
     def client(self) -> SimEtcd:
         return SimEtcd(self, self._chance)

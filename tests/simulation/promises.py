@@ -208,7 +208,7 @@ class Promises:
 
     def told_to_stop(self, host: Host, node: SimNode) -> None:
         """SIGTERM, which is about to count among what befalls the host."""
-        if host.calm_since <= monotonic():
+        if host.calm_since < float("inf"):
             limit_s = self._stop_wait_s + GRACE_MAX_S + PROMPT_S
             of_nobody(self._check_stop, host, node, host.befallen + 1, delay_s=limit_s)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
-from isolation.errors import SpawnerDied
+from isolation.errors import NotLaunched, SpawnerDied
 from isolation.spec import Ended, HostReport, SandboxSpec, Started
 from tests.simulation.clock import monotonic, wall
 from tests.simulation.loop import Process, of_nobody
@@ -24,8 +24,12 @@ SECOND_FENCE_S = 0.3
 STEP_S = (0.0005, 0.004)
 #: From the death of the node until its spawner has killed everything (measured: 0.09 s at most).
 ORPHANS_DIE_S = (0.001, 0.1)
+#: From the death of a spawner until the kernel has killed each of its sandboxes (a loaded machine).
+FOLLOW_S = (0.0, 0.04)
 #: Until a new spawner has made sure that nothing of the last one is left.
 CLEAN_S = (0.05, 0.4)
+#: As `isolation/client.py` has it.
+CLOSE_LIMIT_S = 10.0
 #: The node kills a spawner that does not answer for so long (`node/core/silence.py`).
 SILENT_S = 4.0
 
@@ -157,6 +161,8 @@ class SimSpawner:
         self._kernel = Process(f"kernel of {host_id}", node.machine)
         self.report = HostReport(2, (), 1, ("cpu", "io", "memory", "pids"))
         self.is_up = True
+        #: It will be killed after it has started a command, and before it can say so.
+        self.dies_with_next = False
         self._clean = asyncio.Event()
         self._clean.set()
         self.commands: dict[str, Command] = {}
@@ -174,7 +180,7 @@ class SimSpawner:
 
     async def launch(self, spec: SandboxSpec, *, stdin: int, stdout: int, stderr: int) -> SimSandbox:
         if not self.is_up:
-            raise SpawnerDied("the spawner is not running")
+            raise NotLaunched("the spawner is not running")
         answer: asyncio.Future[SimSandbox] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._launching[answer] = None
@@ -207,11 +213,14 @@ class SimSpawner:
 
     def _launch(self, spec: SandboxSpec, answer: asyncio.Future[SimSandbox]) -> None:
         if self._is_closed or (self._deadline is not None and monotonic() >= self._deadline):
-            self._answer(answer, error=SpawnerDied("nothing may start: the deadline has passed"))
+            self._answer(answer, error=NotLaunched("nothing may start: the deadline has passed"))
             return
-        sandbox = SimSandbox(self, Started(spec.id, 1, wall()))
-        self._sandboxes[spec.id] = sandbox
         self.commands[spec.id] = Command(self._kernel, self._host_id, spec, self._watcher, self._on_end)
+        if self.dies_with_next:
+            self.dies_with_next = False
+            self.die()
+            return
+        self._sandboxes[spec.id] = sandbox = SimSandbox(self, Started(spec.id, 1, wall()))
         self._answer(answer, result=sandbox)
 
     def _answer(
@@ -290,6 +299,12 @@ class SimSpawner:
         """End of file on its socket: it kills everything, and exits."""
         self.process.call_later(self._chance.uniform(*ORPHANS_DIE_S), self.end_all)
 
+    async def close(self) -> None:
+        """Told to end everything and itself; killed where it is stopped."""
+        if self.process.is_paused:
+            await asyncio.sleep(CLOSE_LIMIT_S)
+        self.end_all()
+
     def end_all(self) -> None:
         for command in list(self.commands.values()):
             command.end("stop")
@@ -302,8 +317,8 @@ class SimSpawner:
         self.process.kill()
         self.is_up = False
         self._clean.clear()
-        for command in list(self.commands.values()):
-            command.end("died")
+        for command in self.commands.values():
+            self._kernel.call_later(self._chance.uniform(*FOLLOW_S), command.end, "died")
         self.commands.clear()
         self._node.call_later(self._step_s(), self._told_of_death)
 

@@ -21,7 +21,7 @@ from etcd.batcher import Batcher
 from etcd.errors import StoreError
 from etcd.store import CancelStep, TaskStore
 from node.core import lifecycle
-from node.core.model import Capacity, Requirements, Task, TaskSpec
+from node.core.model import Capacity, Requirements, Status, Task, TaskSpec
 from tests.simulation import clock, loop
 from tests.simulation.checks import Checks
 from tests.simulation.faults import Faults
@@ -33,11 +33,14 @@ from tests.simulation.newcomers import Newcomers
 from tests.simulation.promises import Promises
 from tests.simulation.repeats import TRY_S, Repeats, draw_limits
 from tests.simulation.upheavals import Upheavals
+from tests.support.fake_store import Change
 
 #: From the end of the faults to the end of every task: leases, two TTLs of a host that waits for its own last one,
 #: retries, and the work itself.
 PATIENCE_S = 240.0
 CANCEL_SLACK_S = 2.0
+#: Share of the tasks that somebody cancels the moment they are claimed.
+UNWANTED = 0.1
 #: From the moment at which nothing more needs to be kept until all is forgotten: looks each 5 s, a duty that changes
 #: hands.
 FORGET_S = 20.0
@@ -55,6 +58,8 @@ class Size:
     #: In virtual seconds.
     troubled_s: float
     faults: int
+    #: All tasks come at once, and most are short.
+    is_burst: bool = False
 
 
 def draw_size(chance: Random) -> Size:
@@ -64,6 +69,7 @@ def draw_size(chance: Random) -> Size:
         tasks=chance.choice([5, 10, 25]),
         troubled_s=25.0,
         faults=chance.choice([2, 4, 8, 12]),
+        is_burst=chance.random() < 0.2,
     )
 
 
@@ -97,6 +103,9 @@ class World:
         #: People's own way to etcd: through some node that is well, which is not simulated.
         self._link = Link(self.cluster, self.chance)
         self.submitted: list[str] = []
+        #: Done when the task is claimed for the first time.
+        self._awaited: dict[str, asyncio.Future[None]] = {}
+        self.cluster.store.listeners.append(self._look_for_claims)
         self._ids = Random(seed + 1)
         self.limits = draw_limits(Random(seed + 4))
         for host in self.hosts:
@@ -117,6 +126,7 @@ class World:
             capacity=Capacity(cpu, 1 << 34),
             tell=self.tell,
         )
+        host.link.distance = self.chance.choice([1.0, 1.0, 5.0])
         self.checks.capacity[host.id] = cpu
         return host
 
@@ -218,17 +228,37 @@ class World:
 
     async def _task(self, store: TaskStore) -> None:
         """Somebody submits a task, and perhaps changes his mind."""
-        await asyncio.sleep(self.chance.uniform(0.0, 0.8 * self.size.troubled_s))
-        task = lifecycle.submit(keys.new_task_id(clock.wall(), self._ids), self._spec(), now=clock.wall())
+        within_s = 0.05 if self.size.is_burst else 0.8 * self.size.troubled_s
+        await asyncio.sleep((1.0 if self.size.is_burst else 0.0) + self.chance.uniform(0.0, within_s))
+        dice = self.chance.random()
+        spec = self._spec(is_long=dice < UNWANTED)
+        task = lifecycle.submit(keys.new_task_id(clock.wall(), self._ids), spec, now=clock.wall())
         if not await self._submit(store, task):
             return
-        if self.chance.random() < 0.25:
+        if dice < UNWANTED:
+            await self._claimed(task.id)
+            await self._cancel(store, task)
+        elif dice < 0.3:
             await asyncio.sleep(self.chance.choice([0.0, 0.003, 0.01, 0.3, 3.0]) * self.chance.random())
             await self._cancel(store, task)
 
-    def _spec(self) -> TaskSpec:
+    async def _claimed(self, task_id: str) -> None:
+        """Returns the moment it is, perhaps before its node knows; or after a while."""
+        self._awaited[task_id] = claimed = self._loop.create_future()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.size.troubled_s / 2):
+                await claimed
+
+    def _look_for_claims(self, _change: Change) -> None:
+        for task_id, claimed in self._awaited.items():
+            task = self.checks.history.find(task_id)
+            if task is not None and task.status is Status.RUNNING and not claimed.done():
+                claimed.set_result(None)
+
+    def _spec(self, *, is_long: bool = False) -> TaskSpec:
         draw = self.chance
-        seconds = draw.choice([0.01, 0.3, 2.0, 8.0, 20.0]) * draw.uniform(0.5, 1.0)
+        durations = [0.01, 0.01, 0.01, 0.05, 8.0] if self.size.is_burst else [0.01, 0.3, 2.0, 8.0, 20.0]
+        seconds = draw.choice([8.0, 20.0] if is_long else durations) * draw.uniform(0.5, 1.0)
         args = [f"{seconds:.4f}", str(draw.choice([0, 0, 0, 1])), *(["deaf"] if draw.random() < 0.2 else [])]
         return TaskSpec(
             "sim",
