@@ -28,11 +28,11 @@ from node.running.logs import LogStore
 from node.running.runner import RunContext
 from node.running.supervised_spawner import SupervisedSpawner
 from tests.simulation import clock
-from tests.simulation.host import SimLogs, SimSession
 from tests.simulation.loop import Process
 from tests.simulation.sandboxes import SimSpawner
 from tests.simulation.scale.etcd import ScaleEtcd
 from tests.simulation.scale.measures import Measures
+from tests.simulation.stand_ins import SimLogs, SimSession
 
 LEASE_TTL_S = 5.0
 
