@@ -31,26 +31,28 @@ class Listing:
 
     kvs: tuple[KeyValue, ...]
     revision: int
+    #: There was more than the limit: these are the first.
+    is_cut: bool = False
 
 
 async def list_and_watch(
-    etcd: Etcd, key_range: KeyRange, *, keys_only: bool = False, rng: random.Random | None = None
+    etcd: Etcd, key_range: KeyRange, *, keys_only: bool = False, limit: int = 0, rng: random.Random | None = None
 ) -> AsyncGenerator[Listing | WatchBatch, None]:
-    """A Listing, then WatchBatches with events, for ever; another Listing after compaction. keys_only is for the
-    listing: events carry their values.
+    """A Listing, then WatchBatches with events, for ever; another Listing after compaction. keys_only and
+    limit (0: none) are for the listing: events carry their values, and are told of keys beyond the limit too.
 
     Waits through outages by itself and never raises for them; ends when it is closed or canceled. Close it
     (`contextlib.aclosing`) when leaving the loop early. Canceling a single `anext` ends it, as with any generator.
     """
     rng = rng or random.Random()  # noqa: S311  (jitter, not secrets)
     pause_s = FIRST_PAUSE_S
-    what = Range(key_range.key, key_range.range_end, keys_only=keys_only)
+    what = Range(key_range.key, key_range.range_end, limit=limit, keys_only=keys_only)
     while True:
         try:
             listed = await etcd.range(what, timeout_s=LIST_TIMEOUT_S)
             async with etcd.watch([key_range], start_revision=listed.revision + 1) as watch:
                 pause_s = FIRST_PAUSE_S
-                yield Listing(listed.kvs, listed.revision)
+                yield Listing(listed.kvs, listed.revision, listed.more)
                 async for batch in watch:
                     if batch.events:
                         yield batch

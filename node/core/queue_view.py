@@ -151,13 +151,18 @@ class QueueView:
             del self._kinds[offer.kind.needs, offer.kind.demanded]
         return offer
 
-    def reset(self, queued: Iterable[tuple[str, Requirements, float]], *, now: float) -> None:
-        """A new listing of the whole queue: (task id, requirements, age in seconds). What was known keeps its times.
+    def reset(
+        self, queued: Iterable[tuple[str, Requirements, float]], *, now: float, beyond: str | None = None
+    ) -> None:
+        """A new listing of the queue: (task id, requirements, age in seconds). What was known keeps its times. beyond:
+        the last id that was listed, where the listing ended before the queue did.
 
         Any length; a listing in the order of keys is read past the window at almost no cost.
         """
         known = self._offers
         self._offers, self._kinds, self._never, self._left_out = {}, {}, set(), None
+        if beyond is not None:
+            self._left_out = beyond + " "  # after that id, before every other
         for task_id, requirements, age_s in queued:
             self.add(task_id, requirements, now=now, age_s=age_s)
             old, new = known.get(task_id), self._offers.get(task_id)

@@ -66,6 +66,7 @@ class Claimer:
         self._own_keys = own_keys
         self._is_open = is_open
         self._view = QueueView(identity.node_id, ledger.capacity, limit=queue_window)
+        self._window = queue_window
         self._round_trip = Smoothed()
         self._starts = Rate()
         #: Claims sent and not answered: those with a booking, and those without.
@@ -103,19 +104,26 @@ class Claimer:
                 following.cancel()
 
     async def _follow_queue(self) -> None:
+        # No more than the window holds: of a long queue every node would list all, once for each window of it.
+        limit = self._window
         while True:
-            async with contextlib.aclosing(list_and_watch(self._etcd, keys.queued())) as queue:
+            async with contextlib.aclosing(list_and_watch(self._etcd, keys.queued(), limit=limit)) as queue:
                 async for news in queue:
                     self._take_in(news)
                     self.look()
                     if self._view.needs_listing:
-                        break  # most of a truncated window is used up
+                        # Most of a truncated window is used up; or hardly any of the oldest can ever fit here, and
+                        # those that can are further back.
+                        limit = 0 if isinstance(news, Listing) else self._window
+                        break
 
     def _take_in(self, news: Listing | WatchBatch) -> None:
         now = time.monotonic()
         if isinstance(news, Listing):
             self._read_ahead.clear()
-            self._view.reset((found for kv in news.kvs if (found := _queued(kv)) is not None), now=now)
+            beyond = _id_text(news.kvs[-1]) if news.is_cut and news.kvs else None
+            queued = (found for kv in news.kvs if (found := _queued(kv)) is not None)
+            self._view.reset(queued, now=now, beyond=beyond)
             return
         for event in news.events:
             found = _queued(event.kv)
@@ -314,6 +322,11 @@ class Claimer:
         else:
             self._under_way -= 1
         self._own_keys.claiming.discard(offer.task_id)
+
+
+def _id_text(kv: KeyValue) -> str:
+    """Where a queued key lies in the order of ids, also where a stranger wrote it."""
+    return kv.key.removeprefix(keys.queued().key).decode(errors="replace")
 
 
 def _queued(kv: KeyValue) -> tuple[str, Requirements, float] | None:
