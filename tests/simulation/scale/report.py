@@ -14,7 +14,7 @@ BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
 HEAD = (
     "| nodes | tasks | load | kinds | tried per won (raced, late) | Jain | drain s (at best) | start p50, p99, worst s"
     " | big ones p99 s | of watches, per node: messages / events / MB | etcd per task: write RPCs / items / read RPCs"
-    " / records | keys listed per task | leader busy (longest queue s) | voter busy | RPCs/s at the leader "
+    " / records | keys listed / counted per task | leader busy (longest queue s) | voter busy | RPCs/s at the leader "
     "| not answered | given back | CPU s of the run |"
 )
 
@@ -32,7 +32,7 @@ def row(result: Result) -> str:
         f"{result.big_start.p99:.2f}" if plan.tasks_kind == "big" else "-",
         f"{result.messages:.0f} / {result.events:.0f} / {result.megabytes:.1f}",
         f"{result.writes:.2f} / {result.items:.2f} / {result.reads:.2f} / {result.records:.2f}",
-        f"{result.listed:.1f}",
+        f"{result.listed:.1f} / {result.counted:.1f}",
         f"{result.leader_busy:.0%} ({result.leader_wait_s:.2f})",
         f"{result.voter_busy:.0%}",
         f"{rpcs_per_s:.0f}",

@@ -60,9 +60,10 @@ class Result:
     items: float
     reads: float
     records: float
-    #: Listings of the queue by all nodes, and keys looked at for them per task.
+    #: Listings of the queue by all nodes; keys that they brought, and that were only counted for them, per task.
     listings: int
     listed: float
+    counted: float
     #: Share of the time in which the leader applied, and the longest queue before it; the same of the busiest voter's
     #: other cores.
     leader_busy: float
@@ -205,7 +206,8 @@ class Run:
             reads=(service.counts.reads - reads) / tasks,
             records=service.counts.records / tasks,
             listings=service.counts.listings,
-            listed=(service.counts.listed + service.counts.counted) / tasks,
+            listed=service.counts.listed / tasks,
+            counted=(service.counts.counted - service.counts.listed) / tasks,
             leader_busy=(service.leader.busy_s - self._leader_before) / drain_s,
             leader_wait_s=service.leader.longest_wait_s,
             voter_busy=max(voter_s) / drain_s / service.speed.other_cores,

@@ -56,6 +56,15 @@ def test_what_each_task_costs_etcd() -> None:
     assert 2 * TASKS <= result.events <= 2.2 * TASKS
 
 
+def test_a_node_lists_no_more_than_its_window_at_a_time() -> None:
+    """Of a long queue every node once listed all, for each window of it: a hundred thousand tasks a dozen times over."""
+    window = 50
+    result = simulate(Plan(NODES, TASKS, window=window))
+    assert result.ended == TASKS
+    assert result.listings > NODES
+    assert result.listed <= result.listings * window / TASKS
+
+
 def test_the_same_seed_is_the_same_run() -> None:
     first, again = simulate(Plan(5, 60, "trickle")), simulate(Plan(5, 60, "trickle"))
     assert (first.claims, first.drain_s, first.messages) == (again.claims, again.drain_s, again.messages)
