@@ -57,7 +57,7 @@ def test_what_each_task_costs_etcd() -> None:
 
 
 def test_a_node_lists_no_more_than_its_window_at_a_time() -> None:
-    """Of a long queue every node once listed all, for each window of it: a hundred thousand tasks a dozen times over."""
+    """Of a long queue every node once listed all, for each window of it."""
     window = 50
     result = simulate(Plan(NODES, TASKS, window=window))
     assert result.ended == TASKS
