@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import sys
@@ -19,7 +20,7 @@ from node.cluster.founding import WrongCluster
 from node.cluster.host_record import HostRefused
 from node.cluster.membership import MembershipError
 from node.config import Settings
-from node.datadir import DataDir, DataDirError
+from node.datadir import DataDir, DataDirError, explain
 from node.joining.foothold import stand
 from node.joining.peer_answers import JoinRefused
 from node.joining.place import Place
@@ -34,6 +35,9 @@ REFUSALS = (
     OSError, SpawnerDied, StoreError, TrustError, WrongCluster,
 )  # fmt: skip
 
+#: Errors of the system that speak of the data directory, whatever call they came from.
+OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
 
 def main(settings: Settings, join_token: str | None = None) -> int:
     """Runs a node until SIGTERM or SIGINT. Exit status: 0 stopped in order, 1 could not start or broke.
@@ -44,14 +48,14 @@ def main(settings: Settings, join_token: str | None = None) -> int:
     try:
         asyncio.run(_until_signal(settings, join_token))
     except REFUSALS as error:
-        print(f"node: {visible(str(error))}", file=sys.stderr)  # noqa: T201  (the command line's own error)
+        print(f"node: {visible(_words(error, settings))}", file=sys.stderr)  # noqa: T201  (the command line's own error)
         return 1
     except BaseExceptionGroup as group:
         refused, others = group.split(REFUSALS)
         if refused is None or others is not None:
             log.exception("the node broke; its tasks are requeued by its peers, or by whoever starts next")
             return 1
-        print(f"node: {visible(str(_first(refused)))}", file=sys.stderr)  # noqa: T201  (the command line's own error)
+        print(f"node: {visible(_words(_first(refused), settings))}", file=sys.stderr)  # noqa: T201  (the command line's own error)
         return 1
     return 0
 
@@ -61,6 +65,13 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _words(error: BaseException, settings: Settings) -> str:
+    """A disk that is full may show in any call that writes: then with what to do about it."""
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        return explain(settings.data_dir, error)
+    return str(error)
 
 
 async def _until_signal(settings: Settings, join_token: str | None) -> None:

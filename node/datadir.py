@@ -128,7 +128,7 @@ class DataDir:
                 os.close(lock_fd)
                 raise
         except OSError as error:
-            raise DataDirError(_explain(path, error)) from error
+            raise DataDirError(explain(path, error)) from error
 
     def close(self) -> None:
         """Gives the lock back. Again: does nothing. The lock file stays: removing it would let two nodes in."""
@@ -199,14 +199,14 @@ class DataDir:
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
         except OSError as error:
-            raise DataDirError(_explain(self._incarnation, error)) from error
+            raise DataDirError(explain(self._incarnation, error)) from error
 
     def write_incarnation(self, incarnation: Incarnation) -> None:
         """Durable when it returns. Raises DataDirError; then the old one is still there."""
         try:
             write_atomic(self._incarnation, json.dumps(asdict(incarnation), indent=2).encode() + b"\n")
         except OSError as error:
-            raise DataDirError(_explain(self._incarnation, error)) from error
+            raise DataDirError(explain(self._incarnation, error)) from error
 
 
 def _make_private(path: Path) -> None:
@@ -288,8 +288,10 @@ _ADVICE: Final = {
 }
 
 
-def _explain(path: Path, error: OSError) -> str:
-    where = error.filename if isinstance(error.filename, str) else path
+def explain(path: Path, error: OSError) -> str:
+    """What cannot be used, why, and what to do about it. path: what it was about, where the error does not say so
+    itself (a name that is relative to an open directory says little)."""
+    where = error.filename if isinstance(error.filename, str) and Path(error.filename).is_absolute() else path
     advice = _ADVICE.get(error.errno or 0)
     reason = error.strerror or str(error)
     return f"cannot use {where}: {reason}" + (f"; {advice}" if advice else "")

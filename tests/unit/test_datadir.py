@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from node import app
+from node.config import Settings
 from node.datadir import DataDir, DataDirBusy, DataDirError, Incarnation, boot_id, machine_id
 
 HERE = Incarnation(
@@ -161,6 +163,22 @@ def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(DataDirError, match="make room"):
             data.write_incarnation(HERE)
         assert data.find_incarnation() is None
+
+
+def test_a_disk_that_is_full_at_the_start_of_the_spawner_is_told_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names that are relative to an open directory (`.spare`) say nothing to whoever reads them."""
+
+    async def full(*_: object) -> None:
+        raise ExceptionGroup("the node", [OSError(28, "No space left on device", ".spare")])
+
+    monkeypatch.setattr(app, "_until_signal", full)
+    monkeypatch.setattr(app, "start_logging", lambda _level: None)
+    assert app.main(Settings(data_dir=tmp_path, name="a")) == 1
+    told = capsys.readouterr().err
+    assert f"cannot use {tmp_path}: No space left on device" in told
+    assert "make room" in told
 
 
 def test_the_incarnation_outlives_the_node(tmp_path: Path) -> None:
