@@ -1,0 +1,133 @@
+"""Deliberate defects of the parts of one node: counting, lease and fence, queue, drains, writes. See `mutants.py`."""
+
+from __future__ import annotations
+
+from tests.simulation.mutant import Mutant
+
+_KEEPER = "node/cluster/lease_keeper.py"
+_INCARNATION = "node/incarnation.py"
+_RUNNER = "node/running/runner.py"
+_CLAIMER = "node/running/claimer.py"
+_SANDBOXES = "tests/simulation/sandboxes.py"
+_RUN = "node/running/run.py"
+_LIFECYCLE = "node/core/lifecycle.py"
+_FENCE = "node/core/fence.py"
+_DRAINS = "node/cluster/drains.py"
+
+NODE_MUTANTS = (
+    # counting
+    Mutant(
+        "a claim uses up no attempt",
+        _LIFECYCLE,
+        "attempts_used=task.attempts_used + 1,",
+        "attempts_used=task.attempts_used + (task.attempt == 0),",
+    ),
+    Mutant(
+        "what may run only once runs again",
+        _LIFECYCLE,
+        "return task.spec.restart_on_node_loss and task.attempts_used",
+        "return task.attempts_used",
+    ),
+    Mutant(
+        "a start without an answer is taken for none",
+        _RUNNER,
+        "run.started_at = asked_at",
+        "pass",
+    ),
+    # the fence, once more
+    Mutant(
+        "an answer counts for the newest open ping",
+        _FENCE,
+        "state.open_pings.popleft()",
+        "state.open_pings.pop()",
+    ),
+    Mutant(
+        "there is no second connection for the pings",
+        _KEEPER,
+        "if fence.is_overdue(Lane.FIRST, self._clock()):",
+        "if False:",
+    ),
+    Mutant(
+        "a spawner starts what comes after its deadline",
+        _SANDBOXES,
+        "if self._is_closed or (self._deadline is not None and monotonic() >= self._deadline):",
+        "if False:",
+        # Alone it does no harm: the node asks for nothing once its deadline has passed, and what is under way then is
+        # ended by the second fence.
+        beside=(_SANDBOXES, "if not command.is_frozen:", "if False:"),
+    ),
+    Mutant(
+        "tasks are given back before their sandboxes are known to be gone",
+        _RUNNER,
+        "await self._spawner.wait_clean()",
+        "await asyncio.sleep(0)",
+    ),
+    # the queue
+    Mutant(
+        "what is queued while it is watched is not seen",
+        _CLAIMER,
+        "self._view.add(task_id, requirements, now=now, age_s=age_s)",
+        "pass",
+    ),
+    Mutant(
+        "what could not be claimed is not tried again",
+        _CLAIMER,
+        "self._view.add(offer.task_id, offer.requirements, now=now, age_s=offer.age_s(now))",
+        "pass",
+    ),
+    Mutant(
+        "no later look is set",
+        _CLAIMER,
+        "self._set_next_look(plan.look_again_at)",
+        "self._set_next_look(None)",
+    ),
+    Mutant(
+        "claims under way are not known to the comparison",
+        _CLAIMER,
+        "self._own_keys.claiming.add(task_id)",
+        "pass",
+    ),
+    # drains
+    Mutant(
+        "a drained node goes on claiming",
+        _INCARNATION,
+        "not self.is_stopping and self.drain is None and",
+        "not self.is_stopping and",
+    ),
+    Mutant(
+        "a drain gives nothing back",
+        _INCARNATION,
+        "self.runner.give_back_all(self._may_run_again, StopWhy.DRAIN)",
+        "pass",
+    ),
+    Mutant(
+        "the end of a drain is not heard",
+        _DRAINS,
+        "self._take_out(event.kv.key)",
+        "pass",
+    ),
+    Mutant(
+        "a stop that comes while the sandbox is made is forgotten",
+        _RUN,
+        "if self._stop_why is not None:\n            sandbox.stop(self.grace_s)",
+        "if False:\n            sandbox.stop(self.grace_s)",
+    ),
+    Mutant(
+        "an end whose record was changed meanwhile is not written",
+        "etcd/store.py",
+        "if found is None or found.mod_revision == seen.mod_revision:\n                # Nothing",
+        "if True:\n                # Nothing",
+    ),
+    Mutant(
+        "a group of writes gets its answers in another order",
+        "etcd/batcher.py",
+        "for item, one in zip(items, results, strict=True):",
+        "for item, one in zip(items, reversed(results), strict=True):",
+    ),
+    Mutant(
+        "more is booked than there is",
+        "node/core/requirements.py",
+        "if not self._free.holds(needs):",
+        "if False:",
+    ),
+)
