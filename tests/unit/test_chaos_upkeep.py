@@ -35,7 +35,7 @@ RNG = random.Random(1)
         lambda at: 40 + RNG.uniform(0, 20),
         lambda at: min(80, 20 + at),  # it loads what it needs
         lambda at: 80 - at / 100,
-        lambda at: 40 if at % 600 else 300,  # peaks
+        lambda at: 40 if at % 600 else 150,  # peaks
         lambda at: 40 + at / 3600 * 5,
     ],
 )
@@ -59,7 +59,7 @@ def test_a_ceiling_holds_for_the_shortest_life() -> None:
 def test_short_lives_are_not_judged_for_growth() -> None:
     assert quarters([(at, 0.0) for at in range(int(WARM_UP_S + JUDGED_S))]) is None
     assert quarters([(at, 0.0) for at in range(int(WARM_UP_S + JUDGED_S) + 2)]) is not None
-    assert flaws_of(life(lambda at: 40 + at, seconds=WARM_UP_S + JUDGED_S)) == []
+    assert flaws_of(life(lambda at: 40 + at / 4, seconds=WARM_UP_S + JUDGED_S)) == []
 
 
 def test_samples_are_bounded_and_still_cover_the_whole_life() -> None:
