@@ -36,6 +36,7 @@ from pilfer import Client, NotFound
 from tests.chaos.asking import ask
 from tests.chaos.checks import Checks
 from tests.chaos.load import Load
+from tests.chaos.power import Power
 from tests.support.lab import Lab, LabNode
 from tests.support.wait import wait_until_sync
 
@@ -70,8 +71,11 @@ def schedule(rng: random.Random, seconds: float) -> list[tuple[float, str]]:
 class Operator:
     """Does it, and waits until the cluster is whole again. Raises AssertionError for what must never be."""
 
-    def __init__(self, lab: Lab, load: Load, checks: Checks, rng: random.Random, tell: Callable[[str], None]) -> None:
+    def __init__(  # noqa: PLR0917  (each is another thing)
+        self, lab: Lab, load: Load, checks: Checks, power: Power, rng: random.Random, tell: Callable[[str], None]
+    ) -> None:
         self._lab = lab
+        self._power = power
         self._load = load
         self._checks = checks
         self._rng = rng
@@ -201,7 +205,6 @@ class Operator:
         self._tell(f"recovered: {told}")
         lab.begin(survivor)
         survivor.wait_serving(SERVE_S)
-        self._drop_copies(survivor)
         self._bring_back(lost, old)
         self._load.resume()
 
@@ -214,8 +217,7 @@ class Operator:
         if from_snapshot:
             self._copy_snapshot(file)
         else:
-            done = self._rng.choice(lab.up()).cli("backup", str(file), timeout_s=COMMAND_S)
-            assert done.returncode == 0, done.stderr
+            wait_until_sync(partial(self._is_backed_up, file), HEAL_S, what="a node makes a backup", every_s=1.0)
         members = list(lab.nodes.values())
         old = [node.host_id for node in members]
         self._tell(f"everything is lost but a {'snapshot' if from_snapshot else 'backup'}")
@@ -242,6 +244,13 @@ class Operator:
             lambda: (self._lab.revision(survivor) or 0) >= revision, what=f"{survivor.name} has revision {revision}"
         )
 
+    def _is_backed_up(self, file: Path) -> bool:
+        through = self._rng.choice(self._lab.up())
+        done = through.cli("backup", str(file), timeout_s=COMMAND_S)
+        if done.returncode:
+            self._tell(f"no backup through {through.name}: {done.stderr.strip()}")
+        return not done.returncode
+
     def _copy_snapshot(self, target: Path) -> None:
         """Of any node, also one that never voted: begun after the load paused. Its name tells when, in seconds."""
         paused = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ.db")
@@ -266,10 +275,12 @@ class Operator:
         for node in nodes:
             node.peers = tuple(other.address_in_lab for other in living)
             lab.begin(node)
-        for node in nodes:
-            node.wait_serving(SERVE_S)
-        lab.heal(timeout_s=HEAL_S)
+        wait_until_sync(self._is_whole_again, HEAL_S, what="every lost machine is a node again", every_s=0.5)
         lab.wait_voters(target_voters(len(lab.nodes)), timeout_s=HEAL_S)
+
+    def _is_whole_again(self) -> bool:
+        self._power.tick()
+        return self._lab.is_whole()
 
     def _is_removed(self, host_id: str) -> bool:
         return bool(ask(self._lab, self._rng, partial(_remove, host_id)))
@@ -281,12 +292,6 @@ class Operator:
         )  # fmt: skip
         assert done.returncode == code, f"node {verb} ended with {done.returncode}: {done.stderr}"
         return done.stdout
-
-    @staticmethod
-    def _drop_copies(node: LabNode) -> None:
-        """What was kept of before: the disks here are small."""
-        for copy in (node.data_dir / "etcd").glob("data.before-*"):
-            shutil.rmtree(copy)
 
 
 def _snapshots(node: LabNode) -> list[Path]:

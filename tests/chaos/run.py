@@ -93,7 +93,8 @@ class Chaos:
         self.faults = Faults(lab, self.power, on_full_disk=self._note_full_disk)
         self.members = Members(lab, self.power, self.faults, self._say, flags=FLAGS)
         self._rng = random.Random(f"{seed}/answers")
-        self.operator = Operator(lab, self.load, self.checks, random.Random(f"{seed}/operator"), self._say)
+        answers = random.Random(f"{seed}/operator")
+        self.operator = Operator(lab, self.load, self.checks, self.power, answers, self._say)
         self._has_operator = has_operator
         #: Open wounds: when they are undone, what they are, and how.
         self._wounds: list[tuple[float, str, Callable[[], None]]] = []
@@ -197,6 +198,7 @@ class Chaos:
         self.lab.unhurt()
         # A node that is stopping yet is started again when it has ended.
         self._wait("every node is ready, and etcd has all its members", self.lab.is_whole)
+        self.lab.tidy()
 
     def _wait(self, what: str, condition: Callable[[], bool]) -> None:
         def goes_on() -> bool:
