@@ -218,7 +218,8 @@ class Load:
 
     def _top_up(self) -> None:
         rng = self._feeding
-        missing = min(CROWD - len(self.ledger.open()), CROWD // 2)
+        # What is in doubt counts: of an outage of minutes thousands would come back at once.
+        missing = min(CROWD - len(self.ledger.open()) - len(self.ledger.doubtful()), CROWD // 2)
         if missing <= 0:
             return
         acts = [(new_task_id(), self._acts.draw(rng)) for _ in range(missing)]
