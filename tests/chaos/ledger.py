@@ -72,6 +72,8 @@ class Ledger:
         now = time.monotonic()
         with self._lock:
             for task_id, act in acts:
+                if task_id in self._open or task_id in self._ended:
+                    continue  # another thread has its answer already
                 self._doubtful[task_id] = Entry(act, now)
                 if act.beats:
                     self.cpu_of[task_id] = act.cpu

@@ -212,9 +212,10 @@ class Load:
             self.pause_s(TICK_S)
 
     def _repeat_doubtful(self) -> None:
-        for task_id, entry in list(self.ledger.doubtful().items())[:20]:
-            if time.monotonic() - entry.tried_at > 2 * CALL_S:
-                self.submit([(task_id, entry.act)], self._feeding)
+        before = time.monotonic() - 2 * CALL_S
+        again = [(task_id, entry.act) for task_id, entry in self.ledger.doubtful().items() if entry.tried_at < before]
+        if again:
+            self.submit(again[:CROWD], self._feeding)
 
     def _top_up(self) -> None:
         rng = self._feeding

@@ -94,6 +94,14 @@ class TestLedger:
         assert (ledger.open(), ledger.all_acknowledged(), ledger.beating_complete) == ({}, {ID}, [ID])
         assert ledger.flaws == []
 
+    def test_what_was_answered_comes_into_no_doubt_again(self) -> None:
+        ledger = Ledger()
+        ledger.tried([(ID, ACT)])
+        ledger.acknowledged([ID])
+        ledger.cancel_sent(ID)
+        ledger.tried([(ID, ACT)])
+        assert (ledger.doubtful(), ledger.open()[ID].asked) == ({}, CANCELED)
+
     def test_a_wrong_end_is_a_flaw(self) -> None:
         ledger = Ledger()
         ledger.tried([(ID, ACT)])
