@@ -67,11 +67,4 @@ CLUSTER_MUTANTS = (
         "        return Promote(learner.id)\n",
         '        return Wait(why="")\n',
     ),
-    Mutant(
-        "a host whose member was removed does not stop it",
-        "node/cluster/membership.py",
-        "if self._server is not None and self._server.is_removed:",
-        "if False:",
-        beside=("node/cluster/membership.py", "elif now - self._missing_since >= MISSING_S:", "elif False:"),
-    ),
 )

@@ -12,11 +12,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from random import Random
 from typing import Any, NoReturn, TypeVar, cast
 
+from google.rpc import error_details_pb2, status_pb2
+
 from etcd.errors import StoreError
 from node.api.callers import Caller
 from node.api.drain import DrainCalls
 from node.api.join import JoinCalls
 from node.api.node_views import NodeViews
+from node.cluster.host_record import HostRefused
 from node.core.model import JoinToken
 from node.core.newcomer import NAME_CLAIM_S, Why
 from node.joining.cluster_memory import Contacts
@@ -41,8 +44,14 @@ Answer = TypeVar("Answer")
 class Answered(Exception):  # noqa: N818  (a call's status, not always an error)
     """A status other than OK."""
 
-    def __init__(self, code: object, message: str) -> None:
+    def __init__(self, code: object, message: str, reasons: Sequence[str] = ()) -> None:
         super().__init__(f"{code}: {message}")
+        #: For programs, as `Why` names them.
+        self.reasons = reasons
+
+
+class NotAdmitted(HostRefused):
+    """Its token is used up."""
 
 
 class Context:
@@ -54,8 +63,14 @@ class Context:
     def peer(self) -> str:
         return "ipv4:192.0.2.1:5000"
 
-    async def abort(self, code: object, message: str, _metadata: object = ()) -> NoReturn:
-        raise Answered(code, message)
+    async def abort(self, code: object, message: str, metadata: Sequence[tuple[str, bytes]] = ()) -> NoReturn:
+        reasons: list[str] = []
+        for _, value in metadata:
+            for detail in status_pb2.Status.FromString(value).details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info):
+                    reasons.append(info.reason.lower())
+        raise Answered(code, message, reasons)
 
 
 class _Signer:
@@ -94,16 +109,18 @@ class Newcomers:
             else:
                 return token
 
-    def admission(self, host_id: str, token: JoinToken, name: str) -> Callable[[Host], Coroutine[Any, Any, None]]:
-        """What a host of this id does at its start until it is a member. name: empty for one that is made up."""
+    def admission(
+        self, host_id: str, token: JoinToken, name: str, *, at: float = 0.0
+    ) -> Callable[[Host], Coroutine[Any, Any, None]]:
+        """What a host of this id does at its start until it is a member. name: empty for one that is made up. at: no
+        earlier, in seconds of the clock."""
 
         async def join(host: Host) -> None:
             if host.id != host_id:
                 return
-            answer = None
-            while answer is None:
-                await asyncio.sleep(RETRY_S * self._chance.uniform(0.0, 1.0))
-                answer = await self._ask_somebody(host, token, name)
+            await asyncio.sleep(max(at - clock.monotonic(), 0.0))
+            while (answer := await self._ask_somebody(host, token, name)) is None:  # noqa: ASYNC110  (it asks peers)
+                await asyncio.sleep(RETRY_S * self._chance.uniform(0.5, 1.0))
             host.node_name = answer.name
             host.tell(f"{host.name} has joined as {answer.name}")
             host.admission = None
@@ -112,7 +129,7 @@ class Newcomers:
         return join
 
     async def _ask_somebody(self, host: Host, token: JoinToken, name: str) -> nodes_pb2.JoinResponse | None:
-        peers = [peer for peer in self._hosts if peer is not host and peer.is_up]
+        peers = [peer for peer in self._hosts if peer is not host and peer.is_up and peer.admission is None]
         if not peers:
             return None
         peer = self._chance.choice(peers)
@@ -132,8 +149,8 @@ class Newcomers:
         try:
             return await _called(peer, call)
         except Answered as refusal:
-            if Why.REMOVED.value in str(refusal) or host.id in self._removed:
-                raise
+            if Why.TOKEN_USED_UP in refusal.reasons:
+                raise NotAdmitted(str(refusal)) from None
             return None
         except TimeoutError:
             return None

@@ -16,12 +16,13 @@ from typing import Any
 from etcd import keys
 from node.cluster.host_record import NodeRemoved
 from node.core.fence import MARGIN_S
+from node.core.model import Capacity
 from node.core.voters import GRACE_S
 from tests.simulation.checks import Checks
 from tests.simulation.host import LEASE_TTL_S, Host
 from tests.simulation.loop import true_time
 from tests.simulation.network import Cluster
-from tests.simulation.newcomers import Newcomers
+from tests.simulation.newcomers import Newcomers, NotAdmitted
 from tests.simulation.sandboxes import SECOND_FENCE_S
 
 #: How often somebody looks whether a host was refused.
@@ -56,6 +57,7 @@ class Upheavals:
         if self._chance.random() < 0.5 and self._hosts[0].members is None:
             return
         kinds = [self._one_way, self._one_way, self._remove, self._remove, self._copy, self._suspend, self._suspend]
+        kinds += [self._join_together] * (self._hosts[0].members is None)
         kinds += [self._kill_etcd, self._kill_etcd, self._away, self._away] * (self._hosts[0].members is not None)
         async with asyncio.TaskGroup() as group:
             for _ in range(self._chance.choice([1, 2, 3])):
@@ -75,6 +77,8 @@ class Upheavals:
             await asyncio.sleep(LOOK_S)
             for host in self._hosts:
                 if host.node is None or host.node.refused is None or host.is_up:
+                    continue
+                if isinstance(host.node.refused, NotAdmitted):
                     continue
                 if isinstance(host.node.refused, NodeRemoved) or self._is_removed(host):
                     await self._take_in_again(host)
@@ -157,11 +161,28 @@ class Upheavals:
         token = await self._newcomers.make_token(self._chance.choice([0, 1]))
         if host.node is not refused:
             return  # it was started meanwhile, and is refused again
-        host.wipe(f"00000000-0000-4000-8000-{self._chance.getrandbits(48):012x}")
+        host.wipe(self._new_id())
         self._checks.capacity[host.id] = host.capacity.cpu
         name = host.name if self._chance.random() < 0.5 else ""
         host.admission = self._newcomers.admission(host.id, token, name)
         host.start()
+
+    async def _join_together(self, host: Host) -> None:
+        """Two new hosts at once, under one made-up name; their token may be good for one alone."""
+        token = await self._newcomers.make_token(self._chance.choice([1, 2]))
+        at = true_time() + 0.5
+        for _ in range(2):
+            name, host_id = f"h{len(self._hosts)}", self._new_id()
+            chance, capacity = Random(self._chance.getrandbits(64)), Capacity(1.0, 1 << 34)
+            new = Host(name, host_id, self._cluster, self._checks, chance, capacity=capacity, tell=self._tell)
+            new.admission, new.may_be_refused = self._newcomers.admission(host_id, token, "", at=at), True
+            new.limits = host.limits
+            self._checks.capacity[host_id] = capacity.cpu
+            self._hosts.append(new)
+            new.start()
+
+    def _new_id(self) -> str:
+        return f"00000000-0000-4000-8000-{self._chance.getrandbits(48):012x}"
 
     async def _copy(self, host: Host) -> None:
         """A copy of its data directory is started on another machine, beside it or in its place."""

@@ -107,9 +107,13 @@ class World:
         self._awaited: dict[str, asyncio.Future[None]] = {}
         self.cluster.store.listeners.append(self._look_for_claims)
         self._ids = Random(seed + 1)
-        self.limits = draw_limits(Random(seed + 4))
+        retention = Random(seed + 4)
+        self.limits = draw_limits(retention)
         for host in self.hosts:
             host.limits = self.limits
+        if self.limits is not None and retention.random() < 0.5:
+            # Who ends a task, and who forgets it, may have a clock that was never right.
+            retention.choice(self.hosts).wall_offset[0] = retention.choice([-3600.0, 3600.0])
         self._directory = self._make_members(Random(seed + 5))
         chance = Random(seed + 3)
         newcomers = Newcomers(self.hosts, self._link.client(), chance, self.checks.add)
