@@ -112,7 +112,8 @@ class Run:
             await asyncio.sleep(1.0)
             began = clock.monotonic()
             self._leader_before, self._counts_before = self._service.leader.busy_s, self._service.feeds.sums()
-            self._rpcs_before = (self._service.leader.rpcs, self._service.leader.items, self._service.counts.reads)
+            leader, counts = self._service.leader, self._service.counts
+            self._rpcs_before = leader.rpcs, leader.items, counts.reads, counts.records
             self._voters_before = [voter.busy_s for voter in self._voters]
             await self._submit_all()
             submitted_s = clock.monotonic() - began
@@ -185,7 +186,7 @@ class Run:
         messages, events, size = (
             now - before for now, before in zip(service.feeds.sums(), self._counts_before, strict=True)
         )
-        rpcs, items, reads = self._rpcs_before
+        rpcs, items, reads, records = self._rpcs_before
         shares = [measures.work_s.get(node.host_id, 0.0) / node.capacity.cpu for node in self._nodes]
         voter_s = [voter.busy_s - before for voter, before in zip(self._voters, self._voters_before, strict=True)]
         return Result(
@@ -204,7 +205,7 @@ class Run:
             writes=(service.leader.rpcs - rpcs) / tasks,
             items=(service.leader.items - items) / tasks,
             reads=(service.counts.reads - reads) / tasks,
-            records=service.counts.records / tasks,
+            records=(service.counts.records - records) / tasks,
             listings=service.counts.listings,
             listed=service.counts.listed / tasks,
             counted=(service.counts.counted - service.counts.listed) / tasks,
