@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 
@@ -43,7 +44,11 @@ def main() -> int:
         sys.stdout.flush()
         os._exit(code)  # what is left of the world is not ended in order (loop.run)
     began = time.monotonic()
-    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=20) as pool:
+    # Workers are ended in the middle of their worlds, which then leave their files behind.
+    with (
+        tempfile.TemporaryDirectory(prefix="pilfer-simulations-") as tempfile.tempdir,
+        multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=20) as pool,
+    ):
         code = _tell(pool.imap(simulate, options.seeds), stop=options.stop)
     print(f"{len(options.seeds)} seeds in {time.monotonic() - began:.1f} s")
     return code

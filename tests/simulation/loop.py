@@ -31,6 +31,7 @@ class Machine:
     def __init__(self) -> None:
         #: Seconds that its clock is behind the true time, but for a pause that goes on.
         self.lag_s = 0.0
+        self.resumed_at = 0.0
         self._paused_at: float | None = None
         #: Timers that came due while it was paused, in order.
         self._held: list[_Step] = []
@@ -52,7 +53,7 @@ class Machine:
         """They go on, as if nothing had been."""
         if self._paused_at is not None:
             self.lag_s += _loop().true_time() - self._paused_at
-            self._paused_at = None
+            self._paused_at, self.resumed_at = None, _loop().true_time()
             held, self._held = self._held, []
             for step in held:
                 step.again()
@@ -102,8 +103,9 @@ class Process:
             asyncio.get_running_loop().call_soon(step, context=context)
 
     def has_run_since(self, moment: float) -> bool:
-        """Whether it was not paused since then, if it lives."""
-        return not self.is_paused and self._resumed_at <= moment
+        """Whether neither it nor its machine was paused since then, if it lives."""
+        is_paused = self.is_paused or self.machine.is_paused
+        return not is_paused and max(self._resumed_at, self.machine.resumed_at) <= moment
 
     def kill(self) -> None:
         """SIGKILL: from now on nothing of it runs."""
