@@ -162,6 +162,8 @@ class Upheavals:
         if host.node is not refused:
             return  # it was started meanwhile, and is refused again
         host.wipe(self._new_id())
+        for one in self._hosts:
+            one.wall_offset[0] = 0.0  # a newcomer whose clock differs is not admitted: they are set
         self._checks.capacity[host.id] = host.capacity.cpu
         name = host.name if self._chance.random() < 0.5 else ""
         host.admission = self._newcomers.admission(host.id, token, name)
