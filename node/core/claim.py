@@ -103,6 +103,8 @@ class ClaimPlan:
     look_again_at: float | None = None
     #: The task that capacity is being held for.
     held_for: str | None = None
+    #: How many offers this took into account, which is what it cost.
+    looked_at: int = 0
 
 
 NOTHING = ClaimPlan()
@@ -177,6 +179,7 @@ class _Planner:
         self._picked: dict[str, None] = {}
         self._look_again_at = math.inf
         self._held: Offer | None = None
+        self._looked_at = 0
         self._is_backlog = len(view) > settings.backlog_tasks_per_node * view.peers.count
         step_s = settings.backlog_step_s if self._is_backlog else settings.trickle_step_s
         step_s = max(step_s, settings.round_trips_per_step * situation.round_trip_s)
@@ -199,7 +202,8 @@ class _Planner:
             kinds = still
         ahead = self._pick_ahead(wanted_ahead) if wanted_ahead and self._is_backlog and self._held is None else ()
         at = None if math.isinf(self._look_again_at) else self._look_again_at
-        return ClaimPlan(tuple(self._picked), ahead, at, self._held.task_id if self._held else None)
+        held_for = self._held.task_id if self._held else None
+        return ClaimPlan(tuple(self._picked), ahead, at, held_for, self._looked_at)
 
     def _pick_ahead(self, wanted: int) -> tuple[str, ...]:
         room = self._free.at_least_nothing() + self._smallest_end
@@ -245,6 +249,7 @@ class _Planner:
         """Offers at the front whose wait is over, those that this node is to take first in front. room: how many of
         those wanted there is room for."""
         horizon = self._horizon(kinds, wanted, room)
+        self._looked_at += min(horizon, len(self._view))
         # By the steps of preference that are left, 0 first; each in the order of the queue. One pass over up to
         # `horizon_max` offers at each look: this loop is what a node among many spends most of its thinking on.
         due: dict[int, list[Offer]] = {}

@@ -37,6 +37,9 @@ CLAIM_TIMEOUT_S = 5.0
 CLOSED_LOOK_S = 0.25
 #: A timer may go off a moment early (asyncio's clock resolution): not to be set for what is left of it.
 LOOK_MIN_S = 0.001
+#: A look costs a node about a microsecond for each offer. Among many nodes the queue changes faster than that by what
+#: others claim, so after a look that found nothing such news wait for ten times what it cost.
+PAUSE_PER_OFFER_S = 10e-6
 #: After the store failed to answer, before the same tasks are tried again.
 RETRY_DELAY_S = 0.5
 #: For the answer of a submit that etcd has applied, before the record is read after all.
@@ -78,6 +81,9 @@ class Claimer:
         #: Owns the claims under way; None: nothing is claimed (yet, or any more).
         self._group: asyncio.TaskGroup | None = None
         self._next_look: asyncio.TimerHandle | None = None
+        self._next_look_at: float | None = None
+        #: By the monotonic clock: until then news of the queue alone are not looked at.
+        self._rests_until = 0.0
         #: Id of the task that free capacity is held for, as the newest plan has it; None: none.
         self.held_for: str | None = None
 
@@ -110,7 +116,7 @@ class Claimer:
             async with contextlib.aclosing(list_and_watch(self._etcd, keys.queued(), limit=limit)) as queue:
                 async for news in queue:
                     self._take_in(news)
-                    self.look()
+                    self._hear()
                     if self._view.needs_listing:
                         # Most of a truncated window is used up; or hardly any of the oldest can ever fit here, and
                         # those that can are further back.
@@ -140,6 +146,13 @@ class Claimer:
                     self._read_ahead.hold(fresh)
                 self._view.add(task_id, requirements, now=now, age_s=age_s)
 
+    def _hear(self) -> None:
+        """Looks, for the queue has changed; a little later where it has just been looked at in vain."""
+        if time.monotonic() >= self._rests_until:
+            self.look()
+        elif self._next_look_at is None or self._next_look_at > self._rests_until:
+            self._set_next_look(self._rests_until)
+
     def look(self) -> None:
         """Decides, and claims what is decided. To be called whenever a decision may come out differently: the queue,
         the capacity or the peers have changed.
@@ -152,6 +165,7 @@ class Claimer:
             self.held_for = plan.held_for
             if not (plan.claim or plan.ahead):
                 self._set_next_look(plan.look_again_at)
+                self._rests_until = time.monotonic() + plan.looked_at * PAUSE_PER_OFFER_S
                 return
             if offers := [offer for task_id in plan.claim if (offer := self._book(task_id)) is not None]:
                 self._under_way += len(offers)
@@ -166,6 +180,7 @@ class Claimer:
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
+        self._next_look_at = at
         if at is not None:
             delay_s = max(LOOK_MIN_S, at - time.monotonic())
             self._next_look = asyncio.get_running_loop().call_later(delay_s, self.look)

@@ -15,7 +15,10 @@ from etcd.port import Delete, Op, Put, Range, Txn
 from etcd.store import Claim, TaskStore, Versioned
 from etcd.transitions import Transition
 from node.core import lifecycle
+from node.core.claim import ClaimPlan, Situation, plan_claims
 from node.core.model import Status, Task
+from node.core.queue_view import QueueView
+from node.running.claimer import PAUSE_PER_OFFER_S
 from tests.support.fake_etcd import Fault
 from tests.support.fake_spawner import Shell, living, open_shell, use_the_loops_clock
 from tests.support.tasks import GIVEN_BACK, NODE_A, NODE_B, NOW, TIMEOUT_S, join, new_task, read_one
@@ -90,6 +93,34 @@ async def test_a_task_given_back_by_a_peer_while_it_was_being_claimed_is_claimed
         shell.etcd.faults = peer_is_faster
         async with living(shell):
             await wait_until(lambda: task_id in shell.spawner.sandboxes, 60, what="the task runs here")
+
+
+@virtual_time
+async def test_news_of_the_queue_are_not_looked_at_one_by_one_where_looks_find_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at a thousand offers takes a node a millisecond, and among many nodes news come faster than that."""
+    looks: list[float] = []
+    finds_nothing = True
+    loop = asyncio.get_running_loop()
+
+    def plan(view: QueueView, situation: Situation) -> ClaimPlan:
+        looks.append(loop.time())
+        return ClaimPlan(looked_at=1000) if finds_nothing else plan_claims(view, situation)
+
+    monkeypatch.setattr("node.running.claimer.plan_claims", plan)
+    async with open_shell(tmp_path, cpu=16) as shell, living(shell):
+        began = loop.time()
+        for task in [new_task() for _ in range(99)]:
+            await shell.store.submit(task, timeout_s=TIMEOUT_S)
+            await asyncio.sleep(0.001)
+        took_s = loop.time() - began
+        heard = [at for at in looks if at >= began]
+        assert 5 < len(heard) <= took_s / (1000 * PAUSE_PER_OFFER_S) + 2
+        assert not shell.spawner.alive
+        finds_nothing = False
+        await _submit(shell.store, 1)
+        await wait_until(lambda: len(shell.spawner.alive) == 16, 5, what="the last news are looked at all the same")
 
 
 @virtual_time
