@@ -15,14 +15,14 @@ CLUSTER_MUTANTS = (
         _HOST_RECORD,
         _NO_REMOVAL,
         "",
-        beside=("node/cluster/lease_keeper.py", "if seen.is_removed:", "if False:"),
+        beside=(("node/cluster/lease_keeper.py", "if seen.is_removed:", "if False:"),),
     ),
     Mutant(
         "a host is removed while its node lives",
         _DRAIN,
         _NODE_ABSENT,
         "",
-        beside=(_DRAIN, "if node.is_living:", "if False:"),
+        beside=((_DRAIN, "if node.is_living:", "if False:"),),
     ),
     Mutant(
         "a copy of a data directory ends the lease of the node that it was copied from",
@@ -35,7 +35,7 @@ CLUSTER_MUTANTS = (
         "node/joining/names.py",
         "if not may_claim(name, claim, host_id=host_id, taken=(), now=now):",
         "if False:",
-        beside=("node/joining/names.py", "if name not in taken and await", "if await"),
+        beside=(("node/joining/names.py", "if name not in taken and await", "if await"),),
     ),
     Mutant(
         "retention believes the clocks",

@@ -15,7 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from etcd.errors import OutcomeUnknown, StoreError, StoreUnavailable
-from etcd.port import KeepAliveAnswer
+from etcd.port import KeepAliveAnswer, Range, Txn
 from tests.simulation.loop import of_nobody
 from tests.support.fake_etcd import FakeEtcd, FakeKeepAlive
 
@@ -94,7 +94,7 @@ class SimEtcd(FakeEtcd):
         """As the fake's own, but the request is applied by etcd, and not by its sender."""
         self.calls.append(method)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        request = _Request(self, act, answer)
+        request = _Request(self, act, answer, is_write=is_write and not _only_reads(argument))
         of_nobody(request.arrive, delay_s=self._half_trip() + self._link.lingers_s())
         try:
             async with asyncio.timeout(timeout_s):
@@ -105,6 +105,13 @@ class SimEtcd(FakeEtcd):
             raise error(f"simulated: {method}: no answer within {timeout_s:g} s") from None
         finally:
             request.sender_left()
+
+
+def _only_reads(argument: object) -> bool:
+    """A transaction, as batches of reads are, that writes nothing."""
+    return isinstance(argument, Txn) and all(
+        isinstance(step, Range) or _only_reads(step) for step in (*argument.success, *argument.failure)
+    )
 
 
 class _SimKeepAlive(FakeKeepAlive):
@@ -144,8 +151,11 @@ class _SimKeepAlive(FakeKeepAlive):
 class _Request:
     """One request on its way, and its answer on its way back."""
 
-    def __init__(self, client: SimEtcd, act: Callable[[], object], answer: asyncio.Future[Any]) -> None:
+    def __init__(
+        self, client: SimEtcd, act: Callable[[], object], answer: asyncio.Future[Any], *, is_write: bool
+    ) -> None:
         self._client = client
+        self._is_write = is_write
         self._act = act
         self._answer = answer
         self._is_left = False
@@ -162,7 +172,7 @@ class _Request:
             result, error = self._act(), None
         except StoreError as refused:
             result, error = None, refused
-        if link.loses_answer():
+        if link.loses_answer(is_write=self._is_write):
             return
         of_nobody(self._answered, result, error, delay_s=self._client._half_trip())
 

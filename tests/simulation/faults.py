@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from random import Random
 
@@ -10,46 +11,66 @@ from etcd import cluster_codec, keys
 from etcd.port import Delete, Put, Txn
 from node.core.model import Drain
 from tests.simulation.clock import EPOCH, monotonic
-from tests.simulation.host import Host
+from tests.simulation.host import Host, SimNode
 from tests.simulation.loop import of_nobody
 from tests.simulation.network import Cluster
 from tests.simulation.promises import Promises
+from tests.simulation.themes import Theme
+
+#: How long a fault lasts at most.
+LENGTHS_S = (0.05, 0.7, 3.0, 7.0, 14.0)
+#: A stop that waits for a spawner which stands still gives its last processes 5 s, and its last writes as much.
+STUCK_S = (11.0, 16.0)
+#: From the end of the other, in a pause of both: until a lease is over, and its tasks run elsewhere.
+LEASE_OVER_S = (5.0, 8.0)
 
 
 class Faults:
     """Draws and undoes them."""
 
     def __init__(
-        self, hosts: list[Host], cluster: Cluster, promises: Promises, chance: Random, tell: Callable[[str], None]
+        self,
+        hosts: list[Host],
+        cluster: Cluster,
+        promises: Promises,
+        chance: Random,
+        tell: Callable[[str], None],
+        *,
+        theme: Theme | None,
     ) -> None:
+        """theme: what is drawn; None: everything."""
         self._hosts = hosts
         self._promises = promises
         self._cluster = cluster
         self._chance = chance
         self._tell = tell
-        self._kinds: list[Callable[[Host], Callable[[], None] | None]] = [
-            self._kill_node,
-            self._kill_node,
-            self._pause_node,
-            self._kill_spawner,
-            self._pause_spawner,
-            self._cut,
-            self._cut,
-            self._cut_all,
-            self._lose_answers,
-            self._linger,
-            self._stall,
-            self._slow,
-            self._fade,
-            self._reset_connections,
-            self._stop_node,
-            self._stop_node,
-            self._jump_clock,
-            self._lose_leader,
-            self._compact,
-            self._fill_up,
-            self._drain,
-        ]
+        #: All that can be drawn, by the names that themes use.
+        self.kinds: dict[str, Callable[[Host], Callable[[], None] | None]] = {
+            "kill node": self._kill_node,
+            "pause node": self._pause_node,
+            "kill spawner": self._kill_spawner,
+            "pause spawner": self._pause_spawner,
+            "pause both": self._pause_both,
+            "cut": self._cut,
+            "cut all": self._cut_all,
+            "lose answers": self._lose_answers,
+            "lose writes' answers": self._lose_answers_of_writes,
+            "linger": self._linger,
+            "stall": self._stall,
+            "slow": self._slow,
+            "fade": self._fade,
+            "reset connections": self._reset_connections,
+            "stop node": self._stop_node,
+            "stop stuck": self._stop_stuck,
+            "jump clock": self._jump_clock,
+            "lose leader": self._lose_leader,
+            "compact": self._compact,
+            "fill up": self._fill_up,
+            "drain": self._drain,
+        }
+        drawn = theme.faults if theme is not None else (*self.kinds, "kill node", "cut", "stop node")
+        self._drawn = [self.kinds[name] for name in drawn]
+        self._lengths_s = theme.lengths_s if theme is not None else LENGTHS_S
         #: A host to which these happen counts as calm: it has to do as ever.
         self._no_excuse = (self._stall, self._jump_clock, self._compact, self._drain)
         #: In most worlds one host has more of it than the others: several things at once.
@@ -66,11 +87,11 @@ class Faults:
         host = self._chance.choice(self._hosts)
         if self._victim is not None and self._chance.random() < 0.5:
             host = self._victim
-        kind = self._chance.choice(self._kinds)
+        kind = self._chance.choice(self._drawn)
         undo = kind(host)
         by = 0 if kind in self._no_excuse else 1
         self._disturb(host, by)
-        await asyncio.sleep(self._chance.choice([0.05, 0.7, 3.0, 7.0, 14.0]) * self._chance.uniform(0.3, 1.0))
+        await asyncio.sleep(self._chance.choice(self._lengths_s) * self._chance.uniform(0.3, 1.0))
         if undo is not None:
             undo()
         self._disturb(host, -by)
@@ -87,7 +108,7 @@ class Faults:
         for host in self._hosts:
             self._write(Delete(keys.drained_key(host.id)))
             link = host.link
-            link.is_cut, link.loss, link.lingering, link.slowness = False, 0.0, 0.0, 1.0
+            link.is_cut, link.loss, link.loss_of_writes, link.lingering, link.slowness = False, 0.0, 0.0, 0.0, 1.0
             self._resume(host)
             if not host.is_up:
                 host.start()
@@ -132,6 +153,27 @@ class Faults:
 
         return again
 
+    def _stop_stuck(self, host: Host) -> Callable[[], None] | None:
+        """SIGTERM and soon another, while the spawner stands still for longer than the node waits for it."""
+        node = host.node
+        if node is None or not host.is_up:
+            return None
+        self._tell(f"{host.name} is told to stop, and its spawner is paused")
+        node.spawner.process.pause()
+        node.process.call_later(0.0, node.stop.set)
+        node.process.call_later(self._chance.uniform(0.0, 0.5), node.hurry.set)
+        host.disturb(1)
+        of_nobody(self._end_stuck, host, node, delay_s=self._chance.uniform(*STUCK_S))
+        return None
+
+    def _end_stuck(self, host: Host, node: SimNode) -> None:
+        node.spawner.process.resume()
+        if host.node is node:
+            if host.is_up:
+                host.kill()
+            host.start()
+        host.disturb(-1)
+
     def _pause_node(self, host: Host) -> Callable[[], None] | None:
         node = host.node
         if node is None or not host.is_up:
@@ -148,13 +190,19 @@ class Faults:
     def _kill_spawner(self, host: Host) -> Callable[[], None] | None:
         if host.node is not None and host.is_up:
             spawner = host.node.spawner
-            spawner.dies_with_next = self._chance.random() < 0.5
-            if spawner.dies_with_next:
+            if self._chance.random() < 0.5:
                 self._tell(f"{host.name}: spawner to be killed at its next start")
+                spawner.dies_with_next = functools.partial(self._spawner_dies, host)
             else:
                 self._tell(f"{host.name}: spawner killed")
                 spawner.die()
         return None
+
+    def _spawner_dies(self, host: Host) -> None:
+        """At last: perhaps long after the fault was drawn."""
+        self._tell(f"{host.name}: spawner killed with a start under way")
+        host.disturb(1)
+        host.disturb(-1)
 
     def _pause_spawner(self, host: Host) -> Callable[[], None] | None:
         if host.node is None or not host.is_up:
@@ -166,6 +214,33 @@ class Faults:
         def resume() -> None:
             self._tell(f"{host.name}: spawner goes on")
             process.resume()
+
+        return resume
+
+    def _pause_both(self, host: Host) -> Callable[[], None] | None:
+        """First the spawner, which keeps what it is asked for; then the node, so that nobody kills the spawner for its
+        silence. The spawner goes on when the lease is over, and finds a start among what it was asked for."""
+        node = host.node
+        if node is None or not host.is_up:
+            return None
+        self._tell(f"{host.name}: spawner paused, and the node soon after")
+        spawner, is_over = node.spawner.process, False
+        spawner.pause()
+
+        def pause_node() -> None:
+            if not is_over:
+                node.process.pause()
+
+        paused_s = self._chance.uniform(0.1, 3.0)
+        of_nobody(pause_node, delay_s=paused_s)
+        of_nobody(spawner.resume, delay_s=paused_s + self._chance.uniform(*LEASE_OVER_S))
+
+        def resume() -> None:
+            nonlocal is_over
+            is_over = True
+            self._tell(f"{host.name}: both go on")
+            spawner.resume()
+            node.process.resume()
 
         return resume
 
@@ -203,6 +278,16 @@ class Faults:
 
         def heal() -> None:
             host.link.loss = 0.0
+
+        return heal
+
+    def _lose_answers_of_writes(self, host: Host) -> Callable[[], None]:
+        """What is written is written, and what is read is read: the worst for whoever takes no answer for a no."""
+        host.link.loss_of_writes = self._chance.choice([0.7, 1.0])
+        self._tell(f"{host.name}: {host.link.loss_of_writes:.0%} of all answers to writes are lost")
+
+        def heal() -> None:
+            host.link.loss_of_writes = 0.0
 
         return heal
 

@@ -35,7 +35,7 @@ from node.running.logs import LogStore
 from node.running.runner import RunContext
 from node.running.supervised_spawner import SupervisedSpawner
 from tests.simulation import clock
-from tests.simulation.loop import Machine, Process
+from tests.simulation.loop import Machine, Process, true_time
 from tests.simulation.network import Cluster, Link, etcd_urls
 from tests.simulation.sandboxes import Command, SimSpawner, Watcher
 from tests.simulation.stand_ins import SimLogs, SimSession
@@ -231,8 +231,9 @@ class Host:
         self.wall_offset = [0.0]
         self.last_run: LastRun | None = None
         self.node: SimNode | None = None
-        #: Of nodes that are dead: what they left may live on for a moment.
-        self._past: list[SimSpawner] = []
+        #: Of all nodes of this machine that ever were, as far as their sandboxes may be there. Each has its own below
+        #: the cgroup of its host's id.
+        self._below: list[SimSpawner] = []
         #: Since when nothing befalls this host; infinity while something does.
         self.calm_since = 0.0
         self._troubles = 0
@@ -258,13 +259,22 @@ class Host:
     @property
     def spawners(self) -> list[SimSpawner]:
         """That of the node that runs, and those of the dead whose sandboxes may still be there."""
-        return [*self._past, *([self.node.spawner] if self.node is not None else [])]
+        return [spawner for spawner in self._below if self._is_mine(spawner)]
+
+    def _is_mine(self, spawner: SimSpawner) -> bool:
+        """It is below the cgroup of this host's id."""
+        return spawner.host_id in self.ids
+
+    def share_cgroups(self, other: Host) -> None:
+        """Two nodes, each with a data directory and a host id of its own, on one machine; its clock and its pauses are
+        still each one's own here."""
+        other._below = self._below
 
     def disturb(self, by: int) -> None:
         """One thing more befalls it (1), or one less (-1)."""
         self._troubles += by
         self.befallen += max(by, 0)
-        self.calm_since = float("inf") if self._troubles else clock.monotonic() + AFTERMATH_S
+        self.calm_since = float("inf") if self._troubles else true_time() + AFTERMATH_S
 
     @property
     def broken(self) -> BaseException | None:
@@ -276,9 +286,8 @@ class Host:
 
     def start(self) -> None:
         self.tell(f"{self.name} starts")
-        if self.node is not None:
-            self._past.append(self.node.spawner)
         self.node = SimNode(self)
+        self._below.append(self.node.spawner)
 
     def start_first(self) -> None:
         """Unless something else has started it by now."""
@@ -319,11 +328,16 @@ class Host:
             self.members.wiped(self)
 
     def end_leftovers(self, *, but: SimSpawner) -> None:
-        """What the spawner does before it is ready: it kills what earlier ones left, frozen or not."""
-        for spawner in self._past:
-            if spawner is not but:
-                spawner.end_all()
-        self._past = [spawner for spawner in self._past if spawner.commands]
+        """What the spawner does before it is ready: it kills what earlier ones left, frozen or not, below its own
+        host's cgroup. Another node of this machine has one of its own."""
+        for spawner in self._below:
+            if spawner is but or not self._is_mine(spawner):
+                continue
+            spawner.end_commands("killed")
+            spawner.process.kill()
+        self._below[:] = [
+            spawner for spawner in self._below if spawner is but or not spawner.process.is_dead or spawner.commands
+        ]
 
 
 def _first_of(group: BaseExceptionGroup[HostRefused]) -> HostRefused:

@@ -1,4 +1,4 @@
-"""What a mutant is: a deliberate defect, as a change of the text of one file or two."""
+"""What a mutant is: a deliberate defect, as a change of the text of a few files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ class Mutant:
     path: str
     before: str
     after: str
-    #: A second change, (path, before, after): where the defect alone is covered by another line of defence.
-    beside: tuple[str, str, str] | None = None
+    #: Further changes, each (path, before, after): where the defect alone is covered by other lines of defence.
+    beside: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def changes(self) -> tuple[tuple[str, str, str], ...]:
-        first = (self.path, self.before, self.after)
-        return (first,) if self.beside is None else (first, self.beside)
+        return ((self.path, self.before, self.after), *self.beside)

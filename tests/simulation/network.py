@@ -13,6 +13,9 @@ from tests.support.fake_store import FakeStore
 #: `etcd/endpoints.py` sets it and as it was measured.
 KEEPALIVE_S = (7.0, 8.0)
 
+#: From the end of a cut until watches are told what they missed: often after what was under way when it began.
+NEWS_S = (0.0, 0.04)
+
 #: The longest that a member holds a request up, before it passes it on after all.
 LINGER_MAX_S = 6.0
 
@@ -67,6 +70,8 @@ class Link:
         self.slowness = 1.0
         #: Of writes and reads alike: the answer is lost, the request was applied.
         self.loss = 0.0
+        #: The same of writes alone.
+        self.loss_of_writes = 0.0
         #: Its clients look for another member: so many times.
         self._rerouting = 0
         #: Of requests alone: held up on their way there.
@@ -145,8 +150,9 @@ class Link:
             self.break_connections()
             self.refresh()
 
-    def loses_answer(self) -> bool:
-        return self.loss > 0 and self._chance.random() < self.loss
+    def loses_answer(self, *, is_write: bool) -> bool:
+        loss = max(self.loss, self.loss_of_writes) if is_write else self.loss
+        return loss > 0 and self._chance.random() < loss
 
     def lingers_s(self) -> float:
         """For how long the next request is held up."""
@@ -180,12 +186,18 @@ class Link:
         is_whole = self.carries_up and self.carries_down
         for client in self._clients:
             client.is_connected = is_whole or client.is_connected
-            client.is_cut = not client.hears
+            if client.is_cut and client.hears:
+                of_nobody(self._hear, client, delay_s=self._chance.uniform(*NEWS_S))
+            else:
+                client.is_cut = not client.hears
             client.connection_changed()
         if self.carries:
             held, self.held = self.held, []
             for step in held:
                 of_nobody(step, delay_s=self._chance.uniform(0.0, 0.01))
+
+    def _hear(self, client: SimEtcd) -> None:
+        client.is_cut = not client.hears
 
     # For SimEtcd
 

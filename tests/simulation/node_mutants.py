@@ -54,7 +54,7 @@ NODE_MUTANTS = (
         "if False:",
         # Alone it does no harm: the node asks for nothing once its deadline has passed, and what is under way then is
         # ended by the second fence.
-        beside=(_SANDBOXES, "if not command.is_frozen:", "if False:"),
+        beside=((_SANDBOXES, "if not command.is_frozen:", "if False:"),),
     ),
     Mutant(
         "tasks are given back before their sandboxes are known to be gone",

@@ -41,6 +41,9 @@ KILLED_S = 1.0
 #: How long a host stands idle beside a queue before it is asked why.
 IDLE_MAX_S = 5.0
 LOOK_S = 1.0
+#: A node that nothing befalls compares its keys each 5 s (`node/running/own_keys.py`), and gives back what it does not
+#: know.
+COMPARED_S = 6.5
 #: So often in a row a task may be claimed and given back unstarted by calm hosts: claims ahead may come to nothing.
 UNSTARTED_MAX = 4
 
@@ -61,6 +64,7 @@ class Promises:
         self._unstarted: Counter[str] = Counter()
         #: By task: since when it is queued. By host: since when its node runs nothing.
         self._queued: dict[str, float] = {}
+        self._claimed_at: dict[str, float] = {}
         self._idle: dict[str, float] = {}
         of_nobody(self._look, delay_s=LOOK_S)
 
@@ -120,6 +124,7 @@ class Promises:
 
     def _claimed(self, task: Task) -> None:
         owner, now = task.owner or "", monotonic()
+        self._claimed_at[task.id] = now
         host_id, _ = self._nodes.get(owner, ("", 0.0))
         host = self._host_of(host_id)
         drain, drained_at = self._drains.get(host_id, (None, now))
@@ -239,10 +244,24 @@ class Promises:
             if (host := self._calm(owner, since)) is not None:
                 self._add("DrainGivesBack", task.id, f"it runs on {host.name}, drained for {monotonic() - since:g} s")
 
+    # Claimed, and forgotten
+
+    def _look_for_unstarted(self) -> None:
+        """Whatever was the matter at its claim: a calm node compares what it is said to run with what it runs."""
+        since = monotonic() - COMPARED_S
+        for task_id, task in self._checks.history.tasks.items():
+            if task.status is not Status.RUNNING or self._claimed_at.get(task_id, since) >= since:
+                continue
+            if self._checks.command(task_id, task.attempt) is None and (host := self._calm(task.owner or "", since)):
+                self._claimed_at[task_id] = monotonic()  # told once
+                words = f"{host.name} has it, calm for {COMPARED_S:g} s, and never started it"
+                self._add("ClaimedStartsSoon", task_id, words)
+
     # Idle beside a queue
 
     def _look(self) -> None:
         of_nobody(self._look, delay_s=LOOK_S)
+        self._look_for_unstarted()
         now = monotonic()
         busy = {task.owner for task in self._checks.history.tasks.values() if task.status is Status.RUNNING}
         for node_id, (host_id, there_since) in self._nodes.items():

@@ -25,9 +25,9 @@ STEP_S = (0.0005, 0.004)
 #: From the death of the node until its spawner has killed everything (measured: 0.09 s at most).
 ORPHANS_DIE_S = (0.001, 0.1)
 #: From the death of a spawner until the kernel has killed each of its sandboxes (a loaded machine).
-FOLLOW_S = (0.0, 0.04)
+FOLLOW_S = (0.0, 0.2)
 #: Until a new spawner has made sure that nothing of the last one is left.
-CLEAN_S = (0.05, 0.4)
+CLEAN_S = (0.2, 0.4)
 #: As `isolation/client.py` has it.
 CLOSE_LIMIT_S = 10.0
 #: The node kills a spawner that does not answer for so long (`node/core/silence.py`).
@@ -153,7 +153,7 @@ class SimSpawner:
     """The spawner of one run of a node, with the node's own supervision of it (`SupervisedSpawner`)."""
 
     def __init__(self, host_id: str, node: Process, watcher: Watcher, chance: Random) -> None:
-        self._host_id = host_id
+        self.host_id = host_id
         self._node = node
         self._watcher = watcher
         self._chance = chance
@@ -161,11 +161,13 @@ class SimSpawner:
         self._kernel = Process(f"kernel of {host_id}", node.machine)
         self.report = HostReport(2, (), 1, ("cpu", "io", "memory", "pids"))
         self.is_up = True
-        #: It will be killed after it has started a command, and before it can say so.
-        self.dies_with_next = False
+        #: It will be killed after it has started a command, and before it can say so; told when that happens.
+        self.dies_with_next: Callable[[], None] | None = None
         self._clean = asyncio.Event()
         self._clean.set()
         self.commands: dict[str, Command] = {}
+        #: Of a spawner that has died: the kernel is about to kill them.
+        self._dying: list[Command] = []
         self._sandboxes: dict[str, SimSandbox] = {}
         #: Starts that were asked for and not answered, in order.
         self._launching: dict[asyncio.Future[SimSandbox], None] = {}
@@ -215,9 +217,10 @@ class SimSpawner:
         if self._is_closed or (self._deadline is not None and monotonic() >= self._deadline):
             self._answer(answer, error=NotLaunched("nothing may start: the deadline has passed"))
             return
-        self.commands[spec.id] = Command(self._kernel, self._host_id, spec, self._watcher, self._on_end)
-        if self.dies_with_next:
-            self.dies_with_next = False
+        self.commands[spec.id] = Command(self._kernel, self.host_id, spec, self._watcher, self._on_end)
+        if self.dies_with_next is not None:
+            self.dies_with_next()
+            self.dies_with_next = None
             self.die()
             return
         self._sandboxes[spec.id] = sandbox = SimSandbox(self, Started(spec.id, 1, wall()))
@@ -306,9 +309,13 @@ class SimSpawner:
         self.end_all()
 
     def end_all(self) -> None:
-        for command in list(self.commands.values()):
-            command.end("stop")
+        self.end_commands()
         self.process.kill()
+
+    def end_commands(self, how: str = "stop") -> None:
+        """Kills all that is in its cgroups."""
+        for command in (*self.commands.values(), *self._dying):
+            command.end(how)
 
     def die(self) -> None:
         """SIGKILL: every sandbox dies with it, and the node hears of it."""
@@ -319,6 +326,7 @@ class SimSpawner:
         self._clean.clear()
         for command in self.commands.values():
             self._kernel.call_later(self._chance.uniform(*FOLLOW_S), command.end, "died")
+        self._dying = list(self.commands.values())
         self.commands.clear()
         self._node.call_later(self._step_s(), self._told_of_death)
 
@@ -336,7 +344,7 @@ class SimSpawner:
         self._node.call_later(self._chance.uniform(*CLEAN_S), self._restarted)
 
     def _restarted(self) -> None:
-        self.process = Process(f"spawner of {self._host_id}", self._node.machine)
+        self.process = Process(f"spawner of {self.host_id}", self._node.machine)
         self._is_closed = False
         self.is_up = True
         self._clean.set()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulation.harmless import HARMLESS
 from tests.simulation.mutants import MUTANTS, run_mutant
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +60,7 @@ def test_a_defect_is_noticed_and_told() -> None:
 
 
 def test_every_mutant_fits_the_code() -> None:
-    for mutant in MUTANTS:
+    for mutant in (*MUTANTS, *HARMLESS):
         for path, before, after in mutant.changes:
             assert (ROOT / path).read_text().count(before) == 1, mutant.name
             assert before != after

@@ -32,6 +32,7 @@ from tests.simulation.network import Cluster, Link
 from tests.simulation.newcomers import Newcomers
 from tests.simulation.promises import Promises
 from tests.simulation.repeats import TRY_S, Repeats, draw_limits
+from tests.simulation.themes import Theme, theme_of
 from tests.simulation.upheavals import Upheavals
 from tests.support.fake_store import Change
 
@@ -41,6 +42,13 @@ PATIENCE_S = 240.0
 CANCEL_SLACK_S = 2.0
 #: Share of the tasks that somebody cancels the moment they are claimed.
 UNWANTED = 0.1
+#: Share of those that somebody cancels at all.
+CANCELED = 0.3
+#: How long commands take at most, in seconds: in most worlds, and where all come at once.
+DURATIONS_S = (0.01, 0.3, 2.0, 8.0, 20.0)
+BURST_S = (0.01, 0.01, 0.01, 0.05, 8.0)
+#: Share of the tasks that may be run only once.
+ONCE = 0.15
 #: From the moment at which nothing more needs to be kept until all is forgotten: looks each 5 s, a duty that changes
 #: hands.
 FORGET_S = 20.0
@@ -62,8 +70,11 @@ class Size:
     is_burst: bool = False
 
 
-def draw_size(chance: Random) -> Size:
+def draw_size(chance: Random, theme: Theme | None = None) -> Size:
     """Small worlds, each of another kind: idle or crowded, of one host (nobody sees to what it left) or of several."""
+    if theme is not None:
+        hosts, tasks, faults = (chance.choice(some) for some in (theme.hosts, theme.tasks, theme.counts))
+        return Size(hosts, tasks, troubled_s=25.0, faults=faults, is_burst=theme.is_burst)
     return Size(
         hosts=chance.choice([1, 2, 3, 3, 4]),
         tasks=chance.choice([5, 10, 25]),
@@ -92,12 +103,17 @@ class World:
     def __init__(self, seed: int, size: Size | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self.chance = Random(seed)
-        self.size = size = size or draw_size(self.chance)
+        self.theme = theme = theme_of(seed) if size is None else None
+        self.size = size = size or draw_size(self.chance, theme)
         self.story: list[str] = []
+        if theme is not None:
+            self.tell(f"this world is about {theme.name}")
         self.checks = Checks(self.tell)
         self.cluster = Cluster(clock.monotonic)
         self.cluster.store.listeners.append(self.checks.changed)
         self.hosts = [self._host(number) for number in range(size.hosts)]
+        if theme is not None and theme.on_one_machine:
+            self.hosts[0].share_cgroups(self.hosts[1])
         self.promises = Promises(self.checks, self.hosts, stop_wait_s=STOP_WAIT_S)
         self.cluster.store.listeners.append(self.promises.changed)
         #: People's own way to etcd: through some node that is well, which is not simulated.
@@ -130,7 +146,7 @@ class World:
             capacity=Capacity(cpu, 1 << 34),
             tell=self.tell,
         )
-        host.link.distance = self.chance.choice([1.0, 1.0, 5.0])
+        host.link.distance = self.chance.choice((self.theme and self.theme.distances) or (1.0, 1.0, 5.0))
         self.checks.capacity[host.id] = cpu
         return host
 
@@ -146,13 +162,14 @@ class World:
             # Some come later, to work that is there.
             at_s = self.chance.uniform(1.0, 15.0) if number and self.chance.random() < 0.2 else 0.0
             loop.of_nobody(host.start_first, delay_s=at_s)
-        faults = Faults(self.hosts, self.cluster, self.promises, self.chance, self.tell)
+        faults = Faults(self.hosts, self.cluster, self.promises, self.chance, self.tell, theme=self.theme)
         tending = asyncio.create_task(self.upheavals.tend())
         await self._wait_restored()
         async with self._people() as store:
             async with asyncio.TaskGroup() as first_half:
                 first_half.create_task(faults.run(self.size.faults, self.size.troubled_s))
-                first_half.create_task(self.upheavals.run(self.size.troubled_s))
+                if self.theme is None or not self.theme.is_settled:
+                    first_half.create_task(self.upheavals.run(self.size.troubled_s))
                 if self.limits is not None:
                     first_half.create_task(self._repeats().run(self.size.tasks // 4, self.size.troubled_s))
                 for _ in range(self.size.tasks):
@@ -242,7 +259,7 @@ class World:
         if dice < UNWANTED:
             await self._claimed(task.id)
             await self._cancel(store, task)
-        elif dice < 0.3:
+        elif dice < (self.theme.canceled if self.theme is not None else CANCELED):
             await asyncio.sleep(self.chance.choice([0.0, 0.003, 0.01, 0.3, 3.0]) * self.chance.random())
             await self._cancel(store, task)
 
@@ -260,16 +277,17 @@ class World:
                 claimed.set_result(None)
 
     def _spec(self, *, is_long: bool = False) -> TaskSpec:
-        draw = self.chance
-        durations = [0.01, 0.01, 0.01, 0.05, 8.0] if self.size.is_burst else [0.01, 0.3, 2.0, 8.0, 20.0]
-        seconds = draw.choice([8.0, 20.0] if is_long else durations) * draw.uniform(0.5, 1.0)
+        draw, theme = self.chance, self.theme
+        durations: tuple[float, ...] = BURST_S if self.size.is_burst else DURATIONS_S
+        durations, once = (durations, ONCE) if theme is None else (theme.durations_s, theme.once)
+        seconds = draw.choice((8.0, 20.0) if is_long else durations) * draw.uniform(0.5, 1.0)
         args = [f"{seconds:.4f}", str(draw.choice([0, 0, 0, 1])), *(["deaf"] if draw.random() < 0.2 else [])]
         return TaskSpec(
             "sim",
             tuple(args),
             requirements=Requirements(cpu=draw.choice([0.5, 1.0, 1.0])),
             grace_s=draw.choice([0.0, 0.5, 2.0]),
-            restart_on_node_loss=draw.random() < 0.85,
+            restart_on_node_loss=draw.random() >= once,
             max_attempts=draw.choice([2, 5, 5, 5]),
         )
 
