@@ -51,6 +51,25 @@ def test_one_seed_is_one_story() -> None:
     assert first == second
 
 
+def test_a_world_that_hangs_is_told() -> None:
+    """In a process of its own: what hangs is left as it is."""
+    code = """
+from tests.simulation import world
+
+async def spin(_world):
+    while True:
+        pass
+
+world.HUNG_S, world.World.run = 1, spin
+(flaw,) = world.simulate(1).flaws
+assert flaw.startswith("NothingHangs"), flaw
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_defect_is_noticed_and_told() -> None:
     """The checkers can fail. All defects: `make test-mutants`."""
     mutant = next(mutant for mutant in MUTANTS if "compare the record's mod_revision" in mutant.name)

@@ -101,7 +101,9 @@ class World:
     """Made on its own loop."""
 
     def __init__(self, seed: int, size: Size | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
+        running = asyncio.get_running_loop()
+        assert isinstance(running, SimLoop)
+        self._loop = running
         self.chance = Random(seed)
         self.theme = theme = theme_of(seed) if size is None else None
         self.size = size = size or draw_size(self.chance, theme)
@@ -151,7 +153,7 @@ class World:
         return host
 
     def tell(self, words: str) -> None:
-        self.story.append(f"{loop.true_time() - 1000:8.3f}  {words}")
+        self.story.append(f"{self._loop.true_time() - 1000:8.3f}  {words}")
 
     async def run(self) -> None:
         with self._directory or contextlib.nullcontext():
@@ -181,10 +183,8 @@ class World:
             await self._wait_forgotten()
             await self._wait_restored()
         tending.cancel()
-        running = asyncio.get_running_loop()
-        assert isinstance(running, SimLoop)
         errors = [f"{host.name}: {error!r}" for host in self.hosts if (error := host.broken) is not None]
-        self.checks.finish(self.submitted, [*running.errors, *errors])
+        self.checks.finish(self.submitted, [*self._loop.errors, *errors])
 
     @contextlib.asynccontextmanager
     async def _people(self) -> AsyncIterator[TaskStore]:
