@@ -110,7 +110,7 @@ class Spawner:
         self._children_fd = kernel.signal_fd(signal.SIGCHLD)
         self._timers = Timers()
         self._living = Living(self._parent, self._timers)
-        self._scratch = ScratchRoot(self._config.scratch_root, self._config.scratch_limit_bytes)
+        self._scratch = _open_scratch(self._config)
         proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._scratch_watch = ScratchWatch(
             self._scratch.fd,
@@ -424,6 +424,15 @@ def _read_launch(received: protocol.Received) -> tuple[SandboxSpec, tuple[int, i
     if len(received.fds) != protocol.STDIO_COUNT:
         raise ProtocolError(f"a launch comes with {protocol.STDIO_COUNT} descriptors, not {len(received.fds)}")
     return message.spec, (received.fds[0], received.fds[1], received.fds[2])
+
+
+def _open_scratch(config: SpawnerConfig) -> ScratchRoot:
+    """Raises HostLacks: the names in it are relative, and alone say nothing to whoever starts a node."""
+    try:
+        return ScratchRoot(config.scratch_root, config.scratch_limit_bytes)
+    except OSError as error:
+        where = f"the tasks' scratch directories cannot be made ready below {config.scratch_root}"
+        raise HostLacks(f"{where}: {error.strerror}; make it writable, with room for them") from error
 
 
 def _read_config(control: socket.socket) -> SpawnerConfig:

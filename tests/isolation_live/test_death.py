@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,3 +212,17 @@ async def test_a_host_that_cannot_is_told_in_words(config: SpawnerConfig, tmp_pa
     with pytest.raises(HostLacks, match="scratch"):
         await Spawner.start(config)
     assert cgroups_of(config.host_id) == []
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """Room for the root and one directory, and none for what is made in it."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=2", "pilfer-test", str(tmp_path)], check=True)
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+async def test_a_full_disk_is_told_by_its_path(config: SpawnerConfig, full_disk: Path) -> None:
+    """Found by chaos: a node that was started on a full disk ended with the bare name of a directory in it."""
+    with pytest.raises(HostLacks, match=rf"{full_disk}/scratch.*No space left on device; make"):
+        await Spawner.start(replace(config, scratch_root=full_disk / "scratch"))
