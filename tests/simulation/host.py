@@ -194,8 +194,9 @@ class SimNode:
             clock=clock.monotonic,
         )
 
-    def _remember(self, session: Session, _identity: Identity) -> None:
+    def _remember(self, session: Session, identity: Identity) -> None:
         self._host.last_run = LastRun(session.lease_id, self._host.machine_id)
+        self._host.node_id = identity.node_id
 
 
 class Host:
@@ -230,6 +231,8 @@ class Host:
         #: Of the wall clock, ahead of the true time; a list, so that all of the host's contexts see it jump.
         self.wall_offset = [0.0]
         self.last_run: LastRun | None = None
+        #: Of its newest session. The key of another id is an earlier one's, or a copy's.
+        self.node_id = ""
         self.node: SimNode | None = None
         #: Of all nodes of this machine that ever were, as far as their sandboxes may be there. Each has its own below
         #: the cgroup of its host's id.

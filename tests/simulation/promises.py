@@ -79,7 +79,7 @@ class Promises:
         """The host of this living node, if nothing has befallen it since then, and it is not told to stop."""
         host_id, there_since = self._nodes.get(node_id, ("", 0.0))
         host = self._host_of(host_id)
-        if host is None or there_since > since or host.calm_since > since:
+        if host is None or host.node_id != node_id or there_since > since or host.calm_since > since:
             return None
         return host if _serves(host) else None
 
@@ -178,18 +178,22 @@ class Promises:
         if not left:
             return
         now = monotonic()
-        of_nobody(self._check_orphans, node_id, host_id, left, now, True, delay_s=PROMPT_S)
-        of_nobody(self._check_orphans, node_id, host_id, left, now, False, delay_s=LAST_TURN_S + PROMPT_S)
+        first = frozenset(self._nodes)
+        of_nobody(self._check_orphans, node_id, host_id, left, now, first, delay_s=PROMPT_S)
+        of_nobody(self._check_orphans, node_id, host_id, left, now, frozenset(), delay_s=LAST_TURN_S + PROMPT_S)
 
-    def _check_orphans(self, node_id: str, host_id: str, left: Sequence[str], since: float, is_first: bool) -> None:
-        """is_first: whoever's turn is the first one, is calm, since all are. Later one of them is enough."""
+    def _check_orphans(
+        self, node_id: str, host_id: str, left: Sequence[str], since: float, wanted: frozenset[str]
+    ) -> None:
+        """wanted: who must be calm. Of all that there were then, whoever's turn is the first is one; later it is
+        enough that somebody is calm."""
         # A node that began a moment before may not have looked at the nodes yet.
-        settled = [
+        settled = {
             node_id
             for node_id, (_, there_since) in self._nodes.items()
             if there_since <= since - PROMPT_S and self._calm(node_id, since) is not None
-        ]
-        if not settled or (is_first and len(settled) < len(self._nodes)):
+        }
+        if not settled or not wanted <= settled:
             return
         for task_id in left:
             task = self._checks.history.find(task_id)
