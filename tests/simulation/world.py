@@ -37,7 +37,7 @@ from tests.simulation.upheavals import Upheavals
 from tests.support.fake_store import Change
 
 #: From the end of the faults to the end of every task: leases, two TTLs of a host that waits for its own last one,
-#: retries, and the work itself.
+#: retries; the work that is left comes on top.
 PATIENCE_S = 240.0
 CANCEL_SLACK_S = 2.0
 #: Share of the tasks that somebody cancels the moment they are claimed.
@@ -193,7 +193,10 @@ class World:
             yield TaskStore(batcher, etcd)
 
     async def _wait_ended(self) -> None:
-        until = clock.monotonic() + PATIENCE_S
+        left = [task for task in self.checks.history.tasks.values() if not task.status.is_terminal]
+        work_s = sum(float(task.spec.args[0]) * task.spec.requirements.cpu for task in left)
+        # Twice what it takes where nothing is ever idle: what fits nowhere together waits for room.
+        until = clock.monotonic() + PATIENCE_S + 2.0 * work_s / sum(host.capacity.cpu for host in self.hosts)
         while clock.monotonic() < until:
             if all(task.status.is_terminal for task in self.checks.history.tasks.values()):
                 return
