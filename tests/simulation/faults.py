@@ -51,6 +51,7 @@ class Faults:
             "kill spawner": self._kill_spawner,
             "pause spawner": self._pause_spawner,
             "pause both": self._pause_both,
+            "leave behind": self._leave_behind,
             "cut": self._cut,
             "cut all": self._cut_all,
             "lose answers": self._lose_answers,
@@ -127,6 +128,24 @@ class Faults:
         self._promises.killed(host, host.node)
         host.kill()
         return lambda: None if host.is_up else host.start()
+
+    def _leave_behind(self, host: Host) -> Callable[[], None] | None:
+        """The spawner stands still when its node is killed, so that what it runs goes on until the next start, which
+        comes soon."""
+        node = host.node
+        if node is None or not host.is_up:
+            return None
+        self._tell(f"{host.name}: spawner paused, and the node killed")
+        node.spawner.process.pause()
+        self._promises.killed(host, node)
+        host.kill()
+        of_nobody(host.start_again, delay_s=self._chance.uniform(0.1, 1.0))
+
+        def heal() -> None:
+            node.spawner.process.resume()
+            host.start_again()
+
+        return heal
 
     def _stop_node(self, host: Host) -> Callable[[], None] | None:
         """SIGTERM, a second one perhaps, and a start."""

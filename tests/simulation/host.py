@@ -297,6 +297,11 @@ class Host:
         if self.node is None:
             self.start()
 
+    def start_again(self) -> None:
+        """Unless it is up."""
+        if not self.is_up:
+            self.start()
+
     def kill(self) -> None:
         """kill -9 of the node process."""
         node = self.node
@@ -338,8 +343,11 @@ class Host:
                 continue
             spawner.end_commands("killed")
             spawner.process.kill()
+        # The other node's may be dead for a moment, and be started again by it.
         self._below[:] = [
-            spawner for spawner in self._below if spawner is but or not spawner.process.is_dead or spawner.commands
+            spawner
+            for spawner in self._below
+            if spawner is but or not self._is_mine(spawner) or not spawner.process.is_dead or spawner.commands
         ]
 
 

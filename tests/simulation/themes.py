@@ -45,7 +45,7 @@ THEMES = (
     ),
     Theme(
         "spawners that die, and two nodes on one machine",
-        ("kill spawner", "kill spawner", "kill spawner", "kill node", "stop node"),
+        ("kill spawner", "kill spawner", "kill spawner", "leave behind", "leave behind", "kill node", "stop node"),
         counts=(6, 10),
         lengths_s=(0.7, 3.0),
         durations_s=(2.0, 8.0, 20.0),
