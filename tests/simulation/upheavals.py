@@ -67,6 +67,9 @@ class Upheavals:
     async def _one(self, kind: Callable[[Host], Coroutine[Any, Any, None]], at_s: float) -> None:
         await asyncio.sleep(at_s)
         host = self._chance.choice(self._hosts)
+        if kind == self._copy:
+            await kind(host)  # which may leave the host alone
+            return
         host.disturb(1)
         await kind(host)
         host.disturb(-1)
@@ -187,9 +190,12 @@ class Upheavals:
         return f"00000000-0000-4000-8000-{self._chance.getrandbits(48):012x}"
 
     async def _copy(self, host: Host) -> None:
-        """A copy of its data directory is started on another machine, beside it or in its place."""
+        """A copy of its data directory is started on another machine, in its place, or beside it: then it must not
+        notice."""
         host.may_be_refused = True
-        if self._chance.random() < 0.5:
+        is_beside = host.is_up and self._chance.random() < 0.5
+        if not is_beside:
+            host.disturb(1)
             host.kill()
         chance = Random(self._chance.getrandbits(64))
         machine = f"{host.name}-copy{len(self._copies)}"
@@ -202,3 +208,5 @@ class Upheavals:
             host.start()
         await asyncio.sleep(self._chance.choice([1.0, 8.0]) * self._chance.uniform(0.3, 1.0))
         copy.kill()
+        if not is_beside:
+            host.disturb(-1)
