@@ -34,7 +34,7 @@ fix: setup ## Repair what can be repaired by a program: lint, format, stubs
 # What runs in one process may run on all cores. What starts, freezes and kills processes mostly waits, so that three files
 # at a time fit beside each other; a cluster has the machine to itself.
 ALONE := not etcd and not isolation and not node and not cluster and not witness
-test: setup-tests ## All tests that this machine can run (10 minutes); REQUIRE=etcd,isolation,witness forbids skips
+test: setup-tests ## All tests that this machine can run (a quarter of an hour); REQUIRE=etcd,isolation,witness forbids skips
 	failed=0; \
 	$(PYTEST) -q -n auto -m "($(ALONE)) and not long" || failed=1; \
 	$(PYTEST) -n 3 --dist loadfile -m "not ($(ALONE)) and not cluster and not long" || failed=1; \
