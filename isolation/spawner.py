@@ -28,7 +28,9 @@ import sys
 import time
 import traceback
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import prctl  # type: ignore[import-untyped]  # the library has no stubs
 
@@ -94,7 +96,10 @@ class Spawner:
         self._rings = rings.make()
         privileges.raise_own_nofile()
         # Never closed: it is given back when this process is gone.
-        self._lock = succession.succeed(self._config.lock, log) if self._config.lock is not None else None
+        self._lock: int | None = None
+        if self._config.lock is not None:
+            with _told_by_path(self._config.lock):
+                self._lock = succession.succeed(self._config.lock, log)
         killed, stuck = leftovers.clean(self._config.host_id)
         if killed or stuck:
             log("leftovers", killed=killed, stuck=[str(path) for path in stuck])
@@ -110,7 +115,8 @@ class Spawner:
         self._children_fd = kernel.signal_fd(signal.SIGCHLD)
         self._timers = Timers()
         self._living = Living(self._parent, self._timers)
-        self._scratch = _open_scratch(self._config)
+        with _told_by_path(self._config.scratch_root):
+            self._scratch = ScratchRoot(self._config.scratch_root, self._config.scratch_limit_bytes)
         proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._scratch_watch = ScratchWatch(
             self._scratch.fd,
@@ -426,13 +432,14 @@ def _read_launch(received: protocol.Received) -> tuple[SandboxSpec, tuple[int, i
     return message.spec, (received.fds[0], received.fds[1], received.fds[2])
 
 
-def _open_scratch(config: SpawnerConfig) -> ScratchRoot:
-    """Raises HostLacks: the names in it are relative, and alone say nothing to whoever starts a node."""
+@contextlib.contextmanager
+def _told_by_path(path: Path) -> Iterator[None]:
+    """Raises HostLacks for an OSError, which names no file, or one relative to an open directory: that says nothing to
+    whoever starts a node."""
     try:
-        return ScratchRoot(config.scratch_root, config.scratch_limit_bytes)
+        yield
     except OSError as error:
-        where = f"the tasks' scratch directories cannot be made ready below {config.scratch_root}"
-        raise HostLacks(f"{where}: {error.strerror}; make it writable, with room for them") from error
+        raise HostLacks(f"{path} cannot be made ready: {error.strerror}; make it writable, with room") from error
 
 
 def _read_config(control: socket.socket) -> SpawnerConfig:

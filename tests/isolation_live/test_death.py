@@ -215,16 +215,27 @@ async def test_a_host_that_cannot_is_told_in_words(config: SpawnerConfig, tmp_pa
 
 
 @pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """Room for the root and one directory, and none for what is made in it."""
+def full_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system that takes no more; the parameter is its limit."""
     if os.geteuid() != 0:
         pytest.skip("mounting needs root")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=2", "pilfer-test", str(tmp_path)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", request.param, "pilfer-test", str(tmp_path)], check=True)
     yield tmp_path
     subprocess.run(["umount", str(tmp_path)], check=True)
 
 
+#: Room for the root and one directory, and none for what is made in it.
+@pytest.mark.parametrize("full_disk", ["nr_inodes=2"], indirect=True)
 async def test_a_full_disk_is_told_by_its_path(config: SpawnerConfig, full_disk: Path) -> None:
     """Found by chaos: a node that was started on a full disk ended with the bare name of a directory in it."""
     with pytest.raises(HostLacks, match=rf"{full_disk}/scratch.*No space left on device; make"):
         await Spawner.start(replace(config, scratch_root=full_disk / "scratch"))
+
+
+@pytest.mark.parametrize("full_disk", ["size=4k"], indirect=True)
+async def test_a_lock_that_cannot_be_written_is_told_by_its_path(config: SpawnerConfig, full_disk: Path) -> None:
+    """Found by chaos: "No space left on device", and not a word more."""
+    (full_disk / "filler").write_bytes(bytes(4096))
+    lock = full_disk / "lock"
+    with pytest.raises(HostLacks, match=rf"{lock} .*No space left on device; make"):
+        await Spawner.start(replace(config, lock=lock))

@@ -165,13 +165,13 @@ def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert data.find_incarnation() is None
 
 
-def test_a_disk_that_is_full_at_the_start_of_the_spawner_is_told_with_what_to_do(
+def test_a_disk_that_is_full_is_told_with_what_to_do_whatever_call_met_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Names that are relative to an open directory (`.spare`) say nothing to whoever reads them."""
+    """Names that are relative to an open directory say nothing to whoever reads them."""
 
     async def full(*_: object) -> None:
-        raise ExceptionGroup("the node", [OSError(28, "No space left on device", ".spare")])
+        raise ExceptionGroup("the node", [OSError(28, "No space left on device", "name")])
 
     monkeypatch.setattr(app, "_until_signal", full)
     monkeypatch.setattr(app, "start_logging", lambda _level: None)
