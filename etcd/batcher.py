@@ -51,9 +51,11 @@ _MANY_WINDOW = 400
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """All guards held; everything was written at this revision."""
+    """All guards held; everything was written at this revision. What was read with it, at that revision or, where only
+    a look told that it was applied, at a later one."""
 
     revision: int
+    reads: tuple[RangeResult, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,14 @@ _Reads: TypeAlias = Lane[tuple[Range, ...], tuple[RangeResult, ...]]
 
 def _puts(transition: Transition) -> bool:
     return any(isinstance(write, Put) for write in transition.writes)
+
+
+def _txn(transition: Transition) -> Txn:
+    return Txn(transition.compares, (*transition.writes, *transition.reads_applied), transition.reads)
+
+
+def _ranges(result: TxnResult) -> tuple[RangeResult, ...]:
+    return tuple([one for one in result.results if isinstance(one, RangeResult)])
 
 
 async def _answer_or_error(answer: asyncio.Future[Applied | Lost]) -> Applied | Lost | StoreError:
@@ -229,49 +239,48 @@ class Batcher:
         """etcd is full, and these put something. Those that reached it while it was filling up it has applied all the
         same and reports as failed (apply.go, quotaApplierV3); those after that it refuses. Either is over when it
         answers, so that here, unlike after an unknown outcome, reading settles it."""
-        records = tuple([Range(item.payload.record_key) for item in items])
+        looks = [(Range(item.payload.record_key), *item.payload.reads_applied) for item in items]
+        # Each once: they read the same beside their records, and one level holds no more than a batch.
+        ranges = tuple(dict.fromkeys(one for look in looks for one in look))
         try:
-            result = await self._etcd.txn(Txn(success=records), timeout_s=self._rpc_timeout_s)
+            result = await self._etcd.txn(Txn(success=ranges), timeout_s=self._rpc_timeout_s)
         except (OutcomeUnknown, StoreUnavailable) as unread:
             for item in items:
                 fail(item, OutcomeUnknown(f"{error}, and then nothing could be read: {unread}"))
             return
-        for item, found in zip(items, result.results, strict=True):
-            kvs = found.kvs if isinstance(found, RangeResult) else ()
+        found = dict(zip(ranges, _ranges(result), strict=True))
+        for item, look in zip(items, looks, strict=True):
             if item.answer.done():
                 continue
-            if kvs and kvs[0].value == item.payload.record:
-                item.answer.set_result(Applied(kvs[0].mod_revision))
+            record, *reads = (found[one] for one in look)
+            if record.kvs and record.kvs[0].value == item.payload.record:
+                item.answer.set_result(Applied(record.kvs[0].mod_revision, tuple(reads)))
             else:
                 fail(item, error)
 
     async def _send_together(self, items: Sequence[Item[Transition, Applied | Lost]], timeout_s: float) -> None:
-        nested = tuple([Txn(i.payload.compares, i.payload.writes, i.payload.reads) for i in items])
+        nested = tuple([_txn(item.payload) for item in items])
         if len(nested) == 1:
             result = await self._txn(nested[0], timeout_s)
             results: tuple[object, ...] = (result,)
         else:
             result = await self._txn(Txn(success=nested), timeout_s)
             results = result.results
-        applied = Applied(result.revision)
         for item, one in zip(items, results, strict=True):
             if item.answer.done():
                 continue
             if not isinstance(one, TxnResult):
                 raise TypeError(f"etcd answered a transaction with {one!r}")
-            if one.succeeded:
-                item.answer.set_result(applied)
-            else:
-                reads = tuple([r for r in one.results if isinstance(r, RangeResult)])
-                item.answer.set_result(Lost(reads, result.revision))
+            reads = _ranges(one)
+            item.answer.set_result(Applied(result.revision, reads) if one.succeeded else Lost(reads, result.revision))
 
     async def _send_reads(self, items: Sequence[Item[tuple[Range, ...], tuple[RangeResult, ...]]], tries: int) -> None:
         flat = tuple([one for item in items for one in item.payload])
         result = await self._txn(Txn(success=flat), self._timeout_s(tries))
-        answers = [r for r in result.results if isinstance(r, RangeResult)]
+        answers = _ranges(result)
         start = 0
         for item in items:
             end = start + len(item.payload)
             if not item.answer.done():
-                item.answer.set_result(tuple(answers[start:end]))
+                item.answer.set_result(answers[start:end])
             start = end

@@ -211,7 +211,7 @@ class TaskStore:
         self, after: Task, answer: Applied | Lost | StoreError, identity: Identity, deadline: _Deadline
     ) -> Claim | StoreError | None:
         if isinstance(answer, Applied):
-            return Claim(after, answer.revision, answer.revision, identity)
+            return Claim(after, answer.revision, answer.revision, _epoch(answer.reads[0]), identity)
         if isinstance(answer, StoreError):
             return answer
         if not answer.reads[0].kvs:
@@ -227,14 +227,13 @@ class TaskStore:
     async def adopt(self, task_id: str, identity: Identity, *, timeout_s: float) -> Claim | None:
         """The claim that this incarnation holds on a task according to etcd: for a running key of its own that it
         does not know. None when there is none."""
-        record, running = await self._batcher.read(
-            [Range(keys.task(task_id)), Range(keys.running_key(identity.node_id, task_id))], timeout_s=timeout_s
-        )
+        wanted = (keys.task(task_id), keys.running_key(identity.node_id, task_id), keys.cluster_epoch())
+        record, running, epoch = await self._batcher.read([Range(key) for key in wanted], timeout_s=timeout_s)
         seen = _versioned(record)
         if seen is None or not running.kvs:
             return None
         codec.check_index(seen.task, running.kvs[0].key)
-        return Claim(seen.task, seen.mod_revision, running.kvs[0].create_revision, identity)
+        return Claim(seen.task, seen.mod_revision, running.kvs[0].create_revision, _epoch(epoch), identity)
 
     # -- the end of a claim ---------------------------------------------------------------------------------------
 
@@ -418,6 +417,11 @@ class TaskStore:
 
 def _claimed(seen: Versioned, identity: Identity, now: float) -> Task:
     return lifecycle.claim(seen.task, node_id=identity.node_id, host_id=identity.host_id, now=now)
+
+
+def _epoch(result: RangeResult) -> int:
+    """0 in an etcd that nobody founded a cluster in, where there is nothing to recover either."""
+    return int(result.kvs[0].value) if result.kvs else 0
 
 
 def _versioned(result: RangeResult) -> Versioned | None:

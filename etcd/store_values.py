@@ -17,6 +17,8 @@ class Claim:
     mod_revision: int
     #: create_revision of the running key: the claim's identity and the task's fence token.
     fence_revision: int
+    #: The cluster's when the running key was written, or later: the high part of the fence token.
+    epoch: int
     identity: Identity
 
 

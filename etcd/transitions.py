@@ -74,6 +74,7 @@ class Read(StrEnum):
     RECORD = "the record"
     OWN_RUNNING = "the own running key"
     OWNER_NODE = "the node key of the record's owner"
+    EPOCH = "the cluster's epoch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ class Row:
     guards: tuple[Guard, ...]
     writes: tuple[Write, ...]
     reads: tuple[Read, ...]
+    #: What is read, at the revision of the writes, when all guards hold.
+    reads_applied: tuple[Read, ...] = ()
 
 
 _MOVE = (Write.REMOVE_INDEX, Write.ADD_INDEX, Write.RECORD)
@@ -108,6 +111,9 @@ TABLE: dict[Name, Row] = {
         guards=(Guard.RECORD_UNCHANGED, Guard.QUEUED_PRESENT, Guard.NODE_MINE),
         writes=_MOVE,
         reads=(Read.OWN_RUNNING,),
+        # A node may live through a recovery of the cluster, which raises the epoch: what it read before is no more
+        # than a guess. At the claim's own revision it is the epoch that the claim belongs to.
+        reads_applied=(Read.EPOCH,),
     ),
     Name.FINISH: Row(
         before=Status.RUNNING,
@@ -165,7 +171,9 @@ class Transition:
     task_id: str
     compares: tuple[Compare, ...]
     writes: tuple[Put | Delete, ...]
+    #: When a guard fails, and when all hold.
     reads: tuple[Range, ...]
+    reads_applied: tuple[Range, ...]
     #: The record that it writes; empty where it deletes it.
     record: bytes
 
@@ -228,6 +236,7 @@ _READS: dict[Read, Callable[[_Values], Range]] = {
     Read.RECORD: lambda v: Range(keys.task(v.task_id)),
     Read.OWN_RUNNING: lambda v: Range(keys.running_key(v.node_id, v.task_id)),
     Read.OWNER_NODE: lambda v: Range(keys.node(v.node_id), keys_only=True),
+    Read.EPOCH: lambda _: Range(keys.cluster_epoch()),
 }
 
 
@@ -239,6 +248,7 @@ def _build(name: Name, values: _Values) -> Transition:
         compares=tuple([_COMPARES[guard](values) for guard in row.guards]),
         writes=tuple([_WRITES[write](values) for write in row.writes]),
         reads=tuple([_READS[read](values) for read in row.reads]),
+        reads_applied=tuple([_READS[read](values) for read in row.reads_applied]),
         record=values.record,
     )
 

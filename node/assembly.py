@@ -139,7 +139,7 @@ class Assembly:
             ]
             background = [group.create_task(duty, name=name) for name, duty in running]
             try:
-                cluster = await self._come_back(engines)
+                await self._come_back(engines)
                 # Not before it is known whose tasks these are: the log sweep removes logs that no record speaks of.
                 background.append(group.create_task(duties.run(), name="store duties"))
                 lost = seek_when_lost(lambda: engines.membership.is_lost, *self._contacts(engines))
@@ -147,7 +147,7 @@ class Assembly:
                 await self._end_last_run(engines.etcd)
                 # A drained host must not claim before it hears of its drain.
                 await drains.wait_known()
-                around = self._surroundings(engines, cluster, logs, admission, drains)
+                around = self._surroundings(engines, logs, admission, drains)
                 await self._live(engines, around, drains, stop, hurry)
             finally:
                 for task in background:
@@ -185,10 +185,10 @@ class Assembly:
     async def _found(self, engines: Engines) -> None:
         """etcd is empty and ours: the cluster begins."""
         await self._wait_for_quorum(engines)
-        self._checked(await found_cluster(engines.etcd, self._foothold.memory.cluster_id))
+        self._check(await found_cluster(engines.etcd, self._foothold.memory.cluster_id))
         self._foothold.founded()
 
-    async def _come_back(self, engines: Engines) -> Cluster:
+    async def _come_back(self, engines: Engines) -> None:
         """When etcd answers, for as long as that takes: meanwhile the others are asked where the cluster is now."""
         find, use = self._contacts(engines)
         seeking = asyncio.create_task(seek(find, use), name="seek the cluster")
@@ -199,7 +199,7 @@ class Assembly:
             await asyncio.wait([seeking, waiting], return_when=asyncio.FIRST_COMPLETED)
             if seeking.done():
                 seeking.result()
-            return self._checked(await waiting)
+            self._check(await waiting)
         finally:
             for task in (seeking, waiting):
                 task.cancel()
@@ -241,14 +241,13 @@ class Assembly:
             else:
                 return
 
-    def _checked(self, found: Cluster | None) -> Cluster:
+    def _check(self, found: Cluster | None) -> None:
         mine = self._foothold.memory
         if found is None or found.id != mine.cluster_id:
             raise WrongCluster(
                 f"etcd holds cluster {found.id if found else '(none)'}, and {mine.path} says {mine.cluster_id}: "
                 "the data directory was put together from two; restore both from the same copy"
             )
-        return found
 
     async def _get_authority(self, peers: PeerChannels) -> None:
         addresses = self._whereabouts.of_signers if self._whereabouts is not None else list[str]
@@ -272,15 +271,13 @@ class Assembly:
 
     # This node
 
-    def _surroundings(
-        self, engines: Engines, cluster: Cluster, logs: LogStore, admission: Admission, drains: Drains
-    ) -> Surroundings:
+    def _surroundings(self, engines: Engines, logs: LogStore, admission: Admission, drains: Drains) -> Surroundings:
         return Surroundings(
             etcd=engines.etcd,
             store=engines.store,
             spawner=engines.spawner,
             logs=logs,
-            context=RunContext(self._data.host_id, cluster.epoch, engines.capacity.memory_bytes, admission),
+            context=RunContext(engines.capacity.memory_bytes, admission),
             capacity=engines.capacity,
             queue_window=self._settings.queue_window,
             stop_wait_s=self._settings.stop_wait_s,

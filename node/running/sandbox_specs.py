@@ -21,8 +21,6 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class RunContext:
     """What every task of this node gets from it."""
 
-    host_id: str
-    cluster_epoch: int
     #: Bound of tasks that ask for no memory limit of their own.
     node_memory_bytes: int
     admission: Admission
@@ -44,12 +42,12 @@ def stdin_of(data: bytes) -> int:
         os.close(fd)
 
 
-def fence_token(cluster_epoch: int, fence_revision: int) -> int:
+def fence_token(epoch: int, fence_revision: int) -> int:
     """One number that only grows over the life of a cluster, restores included (a restore raises the epoch).
 
     A revision has 48 bits here: at 10,000 writes a second that is 890 years.
     """
-    return (cluster_epoch << 48) + fence_revision
+    return (epoch << 48) + fence_revision
 
 
 def sandbox_spec(task: Task, claim: Claim, context: RunContext) -> SandboxSpec:
@@ -63,7 +61,7 @@ def sandbox_spec(task: Task, claim: Claim, context: RunContext) -> SandboxSpec:
         **spec.env,
         "PILFER_TASK_ID": task.id,
         "PILFER_ATTEMPT": str(task.attempt),
-        "PILFER_FENCE": str(fence_token(context.cluster_epoch, claim.fence_revision)),
+        "PILFER_FENCE": str(fence_token(claim.epoch, claim.fence_revision)),
         "PILFER_NODE_ID": claim.identity.node_id,
     }
     return SandboxSpec(

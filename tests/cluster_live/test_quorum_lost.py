@@ -69,6 +69,14 @@ def test_a_survivor_is_made_a_cluster_of_its_own(note: Note) -> None:
 
         # The node that lived all along is a client of the new cluster, with the tasks that it had.
         wait_until_sync(lambda: [view.state for view in lab.views(d)].count("ready") == 2, 40.0, what="d is ready")
+        # What it starts from now on is of the new epoch too, although it read the old one at its own start.
+        assert c.cli("drain", "c").returncode == 0
+        (on_d,) = lab.submit(tell_fence, through=c)
+        with c.client() as client:
+            client.wait(on_d, timeout_s=30.0)
+        assert lab.places_of([on_d]) == {on_d: "d"}
+        assert _fence_of(lab, on_d) > _fence_of(lab, after)
+        assert c.cli("drain", "c", "--undo").returncode == 0
         # What was lost may come back after all: its old data are put aside, and it votes again as a new member.
         lab.heal()
         lab.wait_voters(3)

@@ -173,7 +173,7 @@ class SimNode:
             store=store,
             spawner=cast(SupervisedSpawner, self.spawner),
             logs=cast(LogStore, SimLogs()),
-            context=RunContext(host.id, 1, host.capacity.memory_bytes, admission),
+            context=RunContext(host.capacity.memory_bytes, admission),
             capacity=host.capacity,
             queue_window=1000,
             stop_wait_s=STOP_WAIT_S,

@@ -154,7 +154,7 @@ async def open_shell(tmp_path: Path, *, cpu: float = 1.0, stop_wait_s: float = 2
         record = codec.encode_node(Node(NODE_A, HOST, "a", capacity, "0", NOW))
         result = await etcd.txn(Txn(success=(Put(keys.node(NODE_A), record),)))
         session, spawner = FakeSession(Identity(NODE_A, HOST, result.revision)), FakeSpawner()
-        context = RunContext(HOST, 1, capacity.memory_bytes, Admission((), (), allow_host_network=False))
+        context = RunContext(capacity.memory_bytes, Admission((), (), allow_host_network=False))
         logs = LogStore(tmp_path)
         around = Surroundings(etcd, store, spawner.supervised(), logs, context, capacity, 1000, stop_wait_s)
         incarnation = Incarnation(around, session.session(), session.identity)

@@ -197,7 +197,7 @@ async def test_one_invalid_fails_alone(batcher: Batcher, recorder: Recorder, etc
     """Two puts of one key, which no transition makes: etcd refuses the whole batch, and it is halved."""
     items = submits(100)
     key = keys.task(items[17].task_id)
-    items[17] = Transition(Name.SUBMIT, items[17].task_id, (), (Put(key, b"1"), Put(key, b"2")), (), b"1")
+    items[17] = Transition(Name.SUBMIT, items[17].task_id, (), (Put(key, b"1"), Put(key, b"2")), (), (), b"1")
     answers = await apply_all(batcher, items)
     assert isinstance(answers[17], InvalidRequest)
     assert [type(answer) for answer in answers].count(Applied) == 99
@@ -213,7 +213,13 @@ async def test_without_space_deletes_still_go_through() -> None:
         store.has_no_space_alarm = True
         deletes = [
             Transition(
-                Name.FORGET, t.task_id, (), (Delete(keys.task(t.task_id)), Delete(keys.queued_key(t.task_id))), (), b""
+                Name.FORGET,
+                t.task_id,
+                compares=(),
+                writes=(Delete(keys.task(t.task_id)), Delete(keys.queued_key(t.task_id))),
+                reads=(),
+                reads_applied=(),
+                record=b"",
             )
             for t in there
         ]

@@ -260,6 +260,66 @@ async def test_an_unknown_claim_is_adopted(store: TaskStore, me: Identity, other
     assert adopted.task.cancel_requested
 
 
+async def raise_epoch(etcd: Etcd, epoch: int) -> None:
+    await etcd.txn(Txn(success=(Put(keys.cluster_epoch(), str(epoch).encode()),)))
+
+
+async def test_a_claim_is_of_the_epoch_in_which_it_was_written(store: TaskStore, etcd: Etcd, me: Identity) -> None:
+    """Found by chaos: another node's `recover` raises the epoch while this one lives. A token made of the epoch before
+    would be smaller than those handed out since."""
+    alone, *several = [await queued(store) for _ in range(4)]
+    async with open_store(raced(etcd, lambda: raise_epoch(etcd, 7))) as racing:
+        claim = await racing.claim(alone, me, now=NOW, timeout_s=TIMEOUT_S)
+    assert claim is not None
+    assert claim.epoch == 7
+    async with open_store(raced(etcd, lambda: raise_epoch(etcd, 8))) as racing:
+        claims = await racing.claim_many(several, me, now=NOW, timeout_s=TIMEOUT_S)
+    assert [one.epoch for one in claims if isinstance(one, Claim)] == [8, 8, 8]
+    await raise_epoch(etcd, 9)
+    adopted = await store.adopt(alone.task.id, me, timeout_s=TIMEOUT_S)
+    assert adopted is not None
+    assert adopted.epoch == 9
+
+
+async def test_an_unknown_claim_is_of_an_epoch_no_older_than_its_own(
+    store: TaskStore, etcd: Etcd, me: Identity
+) -> None:
+    """Written, then the answer is lost, then the epoch is raised, then it is found again."""
+    seen = await queued(store)
+    lossy = LossyEtcd(etcd)
+    lossy.loss = lambda: LOST_AFTER
+    async with open_store(cast("Etcd", lossy)) as unlucky:
+        with pytest.raises(OutcomeUnknown):
+            await unlucky.claim(seen, me, now=NOW, timeout_s=0.15)
+        await raise_epoch(etcd, 7)
+        lossy.loss = lambda: None
+        claim = await unlucky.claim(seen, me, now=NOW, timeout_s=TIMEOUT_S)
+    assert claim is not None
+    assert claim.epoch == 7
+
+
+async def test_claims_written_while_etcd_fills_up_are_of_their_epoch(
+    store: TaskStore, etcd: Etcd, me: Identity
+) -> None:
+    class Filling:
+        """Applies what puts something, and says no space."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(etcd, name)
+
+        async def txn(self, txn: Txn, *, timeout_s: float = 3.0) -> TxnResult:
+            answer = await etcd.txn(txn, timeout_s=timeout_s)
+            if "Put" in repr(txn):
+                raise NoSpace("etcdserver: mvcc: database space exceeded")
+            return answer
+
+    await raise_epoch(etcd, 7)
+    seen = [await queued(store) for _ in range(100)]
+    async with open_store(cast("Etcd", Filling())) as full:
+        claims = await full.claim_many(seen, me, now=NOW, timeout_s=TIMEOUT_S)
+    assert [one.epoch for one in claims if isinstance(one, Claim)] == [7] * 100
+
+
 # -- the end of a claim ---------------------------------------------------------------------------------------------
 
 

@@ -96,7 +96,7 @@ class ScaleNode:
             store=store,
             spawner=cast(SupervisedSpawner, self._spawner),
             logs=cast(LogStore, SimLogs()),
-            context=RunContext(self.host_id, 1, self.capacity.memory_bytes, admission),
+            context=RunContext(self.capacity.memory_bytes, admission),
             capacity=self.capacity,
             queue_window=window,
             stop_wait_s=1.0,
