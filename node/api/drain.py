@@ -6,6 +6,11 @@ removal bars a host for good: a session begins with a transaction that is refuse
 certificates of the host are refused. So it must never hit a node that lives: its guards are the absence of the host's
 last node key and a host record that has not changed, which a new session's first write would have done.
 
+Nor must it take the quorum away from those that stay: a removed host's vote counts until the voters duty has taken it
+away. So a voter is removed only while living voters are a quorum without it. Two removals beside each other keep to
+that without a guard in etcd: a removal that is written was of a host that had no node from its look until then, and
+has none from there on. So whichever looks last counts neither of the two.
+
 Both may be repeated. What was not answered is sent again: a second try of the same finds its work done.
 """
 
@@ -24,6 +29,7 @@ from node.api.node_views import NodeViews, read_hosts
 from node.core.find_node import KnownNode, find_nodes, naming
 from node.core.model import Drain, Removal
 from node.core.validate import Violation
+from node.core.voters import quorum, votes_missing
 from pilfer.v1 import nodes_pb2
 
 #: A write that was lost to another one, or not answered, is tried so often.
@@ -106,13 +112,15 @@ class DrainCalls:
 
     async def _remove(self, given: str) -> KnownNode | None:
         """One try; None: look again."""
-        matches = find_nodes(given, await self._known())
+        known = await self._known()
+        matches = find_nodes(given, known)
         if not matches:
             # Perhaps it was removed before, by an earlier try of this call.
             return _one_of(find_nodes(given, await self._removed()), given)
         node = _one_of(matches, given)
         if node.is_living:
             raise precondition("NODE_ALIVE", node.host_id, _alive(node))
+        await self._check_votes(node, [one.host_id for one in known if one.is_living])
         host_key = keys.host_key(node.host_id)
         there = (await self._etcd.range(Range(host_key))).kvs
         if not there:
@@ -134,6 +142,12 @@ class DrainCalls:
         except OutcomeUnknown:
             return None
         return node if result.succeeded else None
+
+    async def _check_votes(self, node: KnownNode, living: list[str]) -> None:
+        voters = [member.name for member in await self._etcd.members() if not member.is_learner]
+        missing = votes_missing(node.host_id, voters, living)
+        if missing:
+            raise precondition("VOTES_MISSING", node.host_id, _votes(node, voters, missing))
 
     async def _known(self) -> list[KnownNode]:
         """Raises StoreUnavailable where there is no quorum: nothing could be written either."""
@@ -174,4 +188,13 @@ def _alive(node: KnownNode) -> str:
     return (
         f"{naming(node)} cannot be removed while its node lives, which may run tasks: drain it (node drain "
         f"{node.name or node.host_id} --wait), stop it, and remove it then"
+    )
+
+
+def _votes(node: KnownNode, voters: list[str], missing: int) -> str:
+    needed = quorum(len(voters))
+    return (
+        f"{naming(node)} cannot be removed now: it has one of {len(voters)} votes in etcd, which the others can take "
+        f"away only while the nodes of {needed} live: {needed - missing} do. Start the others that have a vote (node "
+        "nodes lists them), wait until they are ready, and try again; if they are gone for good, see node recover"
     )

@@ -151,6 +151,18 @@ def quorum(voters: int) -> int:
     return voters // 2 + 1
 
 
+def votes_missing(host_id: str, voters: Collection[str], living: Collection[str]) -> int:
+    """How many more of the voters must live before this host may be removed from the cluster; 0: it may be.
+
+    voters: ids of the hosts whose members of etcd have a vote. living: ids of hosts with a node, this one not among
+    them. A removed host is refused by all others, and its vote counts until they have taken it from it, which takes a
+    quorum of what the voters were. So those that live must be one without it.
+    """
+    if host_id not in voters:
+        return 0
+    return max(0, quorum(len(voters)) - sum(voter in living for voter in voters))
+
+
 def target_voters(live_hosts: int) -> int:
     """How many voters so many hosts are to have."""
     if live_hosts < 3:

@@ -12,10 +12,11 @@ from google.rpc import error_details_pb2
 
 from etcd import cluster_codec, codec, keys
 from etcd.port import Delete, Put, Range, Txn
-from node.core.model import Drain
+from node.core.model import Drain, Node
 from pilfer.v1 import nodes_pb2
 from tests.support.api_node import (
     api_nodes,
+    come,
     drain,
     go,
     host_of,
@@ -29,6 +30,7 @@ from tests.support.api_node import (
     writes,
 )
 from tests.support.fake_etcd import LOST_AFTER, LOST_BEFORE, Fault
+from tests.support.fake_membership import MEMBER_ID
 from tests.support.fake_store import FakeStore
 from tests.support.tasks import TIMEOUT_S
 
@@ -164,6 +166,63 @@ async def test_a_host_that_is_gone_is_forgotten_and_barred() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await drain(n1, "n2")
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def vote(store: FakeStore, *nodes: Node) -> None:
+    """These are the voters, and all of their members of etcd run."""
+    membership = store.membership
+    first = membership.members[MEMBER_ID]
+    membership.members.clear()
+    for number, node in enumerate(nodes):
+        member_id = MEMBER_ID + number
+        membership.members[member_id] = replace(first, id=member_id, name=node.host_id)
+        membership.start(member_id, 0.0)
+
+
+async def test_a_voter_is_not_removed_where_the_rest_could_not_take_its_vote() -> None:
+    """Found by the simulation: two of three voters were removed within the same seconds, and the third was left with
+    three votes of which it had one."""
+    store = FakeStore()
+    async with api_nodes(store, N1, N2, N3) as (n1, n2, n3):
+        vote(store, N1, N2, N3)
+        await go(n1.etcd, n2.node)
+        await go(n1.etcd, n3.node)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await remove(n1, "n2")
+        failure = refused(caught, grpc.StatusCode.FAILED_PRECONDITION, error_details_pb2.PreconditionFailure)
+        assert (failure.violations[0].type, failure.violations[0].subject) == ("VOTES_MISSING", N2.host_id)
+        words = caught.value.details() or ""
+        assert "one of 3 votes in etcd, which the others can take away only while the nodes of 2 live: 1 do" in words
+        assert not is_there(store, keys.removed_key(N2.host_id))
+        await come(n1.etcd, n3.node)
+        assert (await remove(n1, "n2")).host_id == N2.host_id
+
+
+@pytest.mark.parametrize("moment", ["before the votes are read", "before it is written"])
+async def test_of_two_removals_beside_each_other_one_is_refused(moment: str) -> None:
+    """While n3 is being removed, n2 goes and its removal is tried: the later look counts neither, wherever the other
+    removal is."""
+    store = FakeStore()
+    async with api_nodes(store, N1, N2, N3) as (n1, n2, n3):
+        vote(store, N1, N2, N3)
+        await go(n1.etcd, n3.node)
+        first: list[asyncio.Task[nodes_pb2.RemoveResponse]] = []
+
+        async def the_other_one() -> nodes_pb2.RemoveResponse:
+            await go(n2.etcd, n2.node)
+            return await remove(n2, "n2")
+
+        def meanwhile(method: str, argument: object) -> Fault | None:
+            is_write = isinstance(argument, Txn) and writes(argument)
+            if not first and (method == "members" if moment == "before the votes are read" else is_write):
+                first.append(asyncio.create_task(the_other_one()))
+            return None
+
+        n1.etcd.faults = meanwhile
+        await asyncio.wait({asyncio.create_task(remove(n1, "n3"))})
+        await asyncio.wait(first)
+        removed = [one for one in (N2, N3) if is_there(store, keys.removed_key(one.host_id))]
+        assert len(removed) <= 1, "n1 alone cannot take both of their votes"
 
 
 @pytest.mark.parametrize("fault", [LOST_BEFORE, LOST_AFTER])

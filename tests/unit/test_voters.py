@@ -22,6 +22,7 @@ from node.core.voters import (
     quorum,
     takes_vote,
     target_voters,
+    votes_missing,
 )
 
 LONG = 1e6
@@ -364,3 +365,28 @@ def walk(hosts: Sequence[LiveHost], seats: str, *, away_hosts: str = "", steps: 
 )
 def test_the_way_ends(hosts: list[LiveHost], seats: str, away_hosts: str, end: str) -> None:
     assert walk(hosts, seats, away_hosts=away_hosts)[0] == end
+
+
+# -- removals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "voting", "alive", "missing"),
+    [
+        ("d", "abc", "", 0),  # it has no vote
+        ("c", "abc", "ab", 0),
+        ("c", "abc", "abde", 0),
+        ("c", "abc", "ade", 1),
+        ("c", "abc", "de", 2),
+        ("e", "abcde", "abc", 0),
+        ("e", "abcde", "ab", 1),
+        # An even count is on the way from one odd one to another.
+        ("b", "ab", "a", 1),
+        ("d", "abcd", "abc", 0),
+        ("d", "abcd", "ab", 1),
+        # The one voter of a cluster in which somebody else answers.
+        ("a", "a", "b", 1),
+    ],
+)
+def test_a_voter_is_removed_only_beside_a_quorum_that_lives(host: str, voting: str, alive: str, missing: int) -> None:
+    assert votes_missing(host, list(voting), list(alive)) == missing
