@@ -9,8 +9,9 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from etcd.port import Delete, KeyRange, Put, Txn, WatchBatch
-from etcd.watch import Listing, list_and_watch
+from etcd.errors import StoreUnavailable
+from etcd.port import Delete, KeyRange, Put, Range, RangeResult, Txn, WatchBatch
+from etcd.watch import FIRST_LIST_TIMEOUT_S, LAST_LIST_TIMEOUT_S, Listing, list_and_watch
 from tests.support.fake_etcd import LOST_BEFORE, FakeEtcd, Fault
 from tests.support.fake_store import FakeStore
 from tests.support.virtual_time import virtual_time
@@ -107,6 +108,32 @@ async def test_outages_while_listing_are_waited_out() -> None:
             await wait_until(lambda: view.listings == 1, what="it lists in the end")
             assert not task.done()
         assert failures == 2
+
+
+@virtual_time
+async def test_a_listing_whose_answer_is_lost_is_asked_for_again_soon_and_a_slow_one_gets_its_time() -> None:
+    """Found by the simulation: a node that started at the wrong moment was not ready for half a minute."""
+    view = View()
+    async with FakeEtcd() as etcd:
+        lost = [LOST_BEFORE]
+        etcd.faults = lambda method, _argument: lost.pop() if method == "range" and lost else None
+        began = asyncio.get_running_loop().time()
+        async with following(etcd, view):
+            await wait_until(lambda: view.listings == 1, what="it lists again")
+        assert asyncio.get_running_loop().time() - began < FIRST_LIST_TIMEOUT_S + 1.0
+
+    given: list[float] = []
+
+    class Slow(FakeEtcd):
+        async def range(self, op: Range, *, timeout_s: float = 3.0) -> RangeResult:
+            given.append(timeout_s)
+            if timeout_s < LAST_LIST_TIMEOUT_S:
+                raise StoreUnavailable("it takes longer")
+            return await super().range(op, timeout_s=timeout_s)
+
+    async with Slow() as slow, following(slow, view):
+        await wait_until(lambda: view.listings == 2, what="the slow listing")
+    assert given == [5.0, 10.0, 20.0, 40.0]
 
 
 @virtual_time
