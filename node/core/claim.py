@@ -105,9 +105,12 @@ class ClaimPlan:
     held_for: str | None = None
     #: How many offers this took into account, which is what it cost.
     looked_at: int = 0
+    #: False: nothing would be claimed whatever were queued, until capacity or what is under way has changed.
+    has_room: bool = True
 
 
 NOTHING = ClaimPlan()
+FULL = ClaimPlan(has_room=False)
 
 
 def claim_window(situation: Situation, settings: ClaimSettings = DEFAULT_SETTINGS) -> int:
@@ -124,16 +127,6 @@ def ahead_window(situation: Situation, settings: ClaimSettings = DEFAULT_SETTING
     """
     most = min(int(situation.end_rate_per_s * settings.claim_ahead_s), settings.claims_max)
     return most - situation.ahead if situation.ahead * 2 <= most else 0
-
-
-def claim_wait_s(steps: float, age_s: float, load: float, step_s: float, settings: ClaimSettings) -> float:
-    """How long after it was first seen, at the age of age_s, a task of this rank is claimed.
-
-    The wait shrinks as the task gets older, down to nothing at patience_s: w is the wait at age 0, and t is the
-    moment when t = w x (1 - (age + t) / patience).
-    """
-    wait = step_s * (steps + _load_steps(load, settings))
-    return wait * max(0.0, 1.0 - age_s / settings.patience_s) / (1.0 + wait / settings.patience_s)
 
 
 def _load_steps(load: float, settings: ClaimSettings) -> float:
@@ -161,8 +154,10 @@ def plan_claims(view: QueueView, situation: Situation, settings: ClaimSettings =
     """
     wanted = claim_window(situation, settings)
     ahead = ahead_window(situation, settings)
-    if wanted == 0 or not len(view) or (ahead == 0 and situation.free.milli_cpu <= 0):
-        return NOTHING  # every task needs some CPU; the end of one looks again
+    if wanted == 0 or (ahead == 0 and situation.free.milli_cpu <= 0):
+        return FULL  # every task needs some CPU; the end of one looks again
+    if not len(view):
+        return NOTHING
     return _Planner(view, situation, settings).plan(wanted, ahead)
 
 
@@ -262,7 +257,8 @@ class _Planner:
                 offer.front_at = now
             steps = offer.steps()
             if offer.kind.place.count > 1:
-                # claim_wait_s, written out.
+                # The wait shrinks as the task gets older, down to nothing at patience_s: w is the wait at age 0, and t,
+                # from when it was first seen, is the moment when t = w x (1 - (age + t) / patience).
                 wait_s = step_s * steps + load_s
                 due_at = offer.seen_at + wait_s * max(0.0, patience_s - offer.age_when_seen_s) / (patience_s + wait_s)
                 if due_at > now:

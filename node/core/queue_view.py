@@ -94,6 +94,10 @@ class QueueView:
         """There were more queued tasks than the window holds."""
         return self._left_out is not None
 
+    def is_beyond(self, task_id: str) -> bool:
+        """Too young for the window as it is: `add` would leave it out."""
+        return self._left_out is not None and task_id >= self._left_out
+
     @property
     def needs_listing(self) -> bool:
         """Most of a truncated window is used up: list the queue again and `reset`."""
@@ -126,7 +130,7 @@ class QueueView:
 
         One that is here already stays as it is.
         """
-        if task_id in self._offers or (self._left_out is not None and task_id >= self._left_out):
+        if task_id in self._offers or self.is_beyond(task_id):
             return
         kind = self._find_kind(reservation(requirements), terms(requirements))
         if kind is None:

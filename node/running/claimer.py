@@ -82,6 +82,8 @@ class Claimer:
         self._group: asyncio.TaskGroup | None = None
         self._next_look: asyncio.TimerHandle | None = None
         self._next_look_at: float | None = None
+        #: As the newest plan says; whatever makes room looks by itself.
+        self._has_room = True
         #: By the monotonic clock: until then news of the queue alone are not looked at.
         self._rests_until = 0.0
         #: Id of the task that free capacity is held for, as the newest plan has it; None: none.
@@ -132,22 +134,23 @@ class Claimer:
             self._view.reset(queued, now=now, beyond=beyond)
             return
         for event in news.events:
-            found = _queued(event.kv)
-            if found is None:
-                continue
-            task_id, requirements, age_s = found
+            task_id = _id_text(event.kv)
             self._read_ahead.drop(task_id)
             if event.is_delete:
                 self._again.pop(task_id, None)
                 self._view.remove(task_id)
-            else:
+            elif not self._view.is_beyond(task_id) and (found := _queued(event.kv)) is not None:
                 fresh = self._store.fresh.take(task_id)
                 if fresh is not None and fresh.mod_revision == event.kv.mod_revision:
                     self._read_ahead.hold(fresh)
+                _, requirements, age_s = found
                 self._view.add(task_id, requirements, now=now, age_s=age_s)
 
     def _hear(self) -> None:
-        """Looks, for the queue has changed; a little later where it has just been looked at in vain."""
+        """Looks, for the queue has changed; a little later where it has just been looked at in vain, and not at all
+        where that cannot matter: most of what a busy cluster's nodes hear comes while they are full."""
+        if not self._has_room:
+            return
         if time.monotonic() >= self._rests_until:
             self.look()
         elif self._next_look_at is None or self._next_look_at > self._rests_until:
@@ -162,7 +165,7 @@ class Claimer:
         """
         while self._group is not None:
             plan = self._plan()
-            self.held_for = plan.held_for
+            self.held_for, self._has_room = plan.held_for, plan.has_room
             if not (plan.claim or plan.ahead):
                 self._set_next_look(plan.look_again_at)
                 self._rests_until = time.monotonic() + plan.looked_at * PAUSE_PER_OFFER_S

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from node.core.claim import (
     DEFAULT_SETTINGS,
-    NOTHING,
+    FULL,
     ClaimSettings,
     Situation,
     ahead_window,
-    claim_wait_s,
     claim_window,
     is_holding,
     plan_claims,
@@ -96,7 +95,7 @@ def test_task_without_declared_memory_needs_none() -> None:
 
 
 def test_nothing_to_wait_for_but_events() -> None:
-    assert plan_claims(view_of(SMALL), situation(cpu=0.0)) == NOTHING
+    assert plan_claims(view_of(SMALL), situation(cpu=0.0)) == FULL
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_window(rate: float, unstarted: int, expected: int) -> None:
 
 
 def test_full_window_claims_nothing_in_spite_of_capacity() -> None:
-    assert plan_claims(view_of(SMALL), situation(unstarted=DEFAULT_SETTINGS.claim_ahead_min)) == NOTHING
+    assert plan_claims(view_of(SMALL), situation(unstarted=DEFAULT_SETTINGS.claim_ahead_min)) == FULL
 
 
 # -- claiming ahead of the room ------------------------------------------------------------------------------------
@@ -241,11 +240,18 @@ def test_busy_node_lets_others_go_first_and_a_half_busy_one_does_not() -> None:
 
 
 def test_wait_grows_with_rank_and_load_and_falls_with_age() -> None:
+    tasks = {steps: first_with_steps(steps, nodes=64) for steps in (0, 1, 2, 5)}
+
     def wait(steps: int = 1, age_s: float = 0.0, load: float = 0.0) -> float:
-        return claim_wait_s(steps, age_s, load, 0.1, DEFAULT_SETTINGS)
+        view = QueueView(ME, CAPACITY)
+        view.set_nodes({f"peer{n}": CAPACITY for n in range(63)})
+        view.add(tasks[steps], SMALL, now=0.0, age_s=age_s)
+        plan = plan_claims(view, situation(0.0, load=load))
+        assert bool(plan.claim) is (plan.look_again_at is None)
+        return plan.look_again_at or 0.0
 
     assert wait(0) == 0.0
-    assert wait(1) < wait(2) < wait(10) < 1.1
+    assert wait(1) < wait(2) < wait(5) < 0.11
     assert wait(load=0.0) == wait(load=0.5) < wait(load=0.75) < wait(load=1.0) == wait(load=7.0)
     assert wait(age_s=0.0) > wait(age_s=15.0) > wait(age_s=29.0) > wait(age_s=30.0) == wait(age_s=1e9) == 0.0
 

@@ -124,6 +124,32 @@ async def test_news_of_the_queue_are_not_looked_at_one_by_one_where_looks_find_n
 
 
 @virtual_time
+async def test_a_full_node_does_not_look_at_news_of_the_queue_and_takes_them_when_it_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a busy cluster most news come while a node is full, and none of them can matter then."""
+    looks: list[int] = []
+
+    def plan(view: QueueView, situation: Situation) -> ClaimPlan:
+        looks.append(len(view))
+        return plan_claims(view, situation)
+
+    monkeypatch.setattr("node.running.claimer.plan_claims", plan)
+    async with open_shell(tmp_path, cpu=2) as shell, living(shell):
+        first = await _submit(shell.store, 2)
+        await wait_until(lambda: len(shell.spawner.alive) == 2, what="it is full")
+        await asyncio.sleep(1)
+        looks.clear()
+        for _ in range(50):
+            await _submit(shell.store, 1)
+            await asyncio.sleep(0.01)
+        assert len(looks) <= 1, "the first may tell that there is no room"
+        await shell.store.cancel(first[0], now=NOW, timeout_s=TIMEOUT_S)
+        await wait_until(lambda: len(shell.spawner.alive) == 2 and len(looks) > 1, what="the next runs")
+        assert max(looks) == 50, "it knew of all of them"
+
+
+@virtual_time
 async def test_a_record_read_ahead_is_not_used_after_the_queue_was_listed_again(tmp_path: Path) -> None:
     async with open_shell(tmp_path) as shell:
         peer = await join(shell.etcd, NODE_B)

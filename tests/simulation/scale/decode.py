@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from etcd import convert, keys, rpc_pb2
 from node.core.model import Capacity
 from node.core.queue_view import QueueView
-from node.running.claimer import _queued
+from node.running.claimer import _id_text, _queued
 
 BATCHES = 200
 
@@ -42,12 +42,9 @@ async def _per_message_us(width: int) -> float:
     for raw in messages:
         response = rpc_pb2.WatchResponse.FromString(raw)
         for event in await convert.events(response.events):
-            found = _queued(event.kv)
-            if found is None:
-                continue
             if event.is_delete:
-                view.remove(found[0])
-            else:
+                view.remove(_id_text(event.kv))
+            elif found := _queued(event.kv):
                 view.add(found[0], found[1], now=0.0, age_s=found[2])
     return (time.process_time() - began) * 1e6 / len(messages)
 
