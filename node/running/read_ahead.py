@@ -40,8 +40,8 @@ class ReadAhead:
         self._store = store
         self._view = view
         self._held: dict[str, Versioned] = {}
-        #: Ids whose record is being read: dropped ones are not put in when it comes.
-        self._reading: set[str] = set()
+        #: Of each read under way the ids whose record may be held when it comes: those that were not dropped since.
+        self._reads: list[set[str]] = []
 
     def take(self, task_id: str) -> Versioned | None:
         """The record, if it is here; it is not any more then."""
@@ -55,16 +55,18 @@ class ReadAhead:
     def drop(self, task_id: str) -> None:
         """It is not as it was."""
         self._held.pop(task_id, None)
-        self._reading.discard(task_id)
+        for reading in self._reads:
+            reading.discard(task_id)
 
     def clear(self) -> None:
         """Events may have been missed."""
         self._held.clear()
-        self._reading.clear()
+        for reading in self._reads:
+            reading.clear()
 
     def wanted(self) -> Sequence[str]:
         """What to read next, oldest first; empty while enough is here, or the queue is short."""
-        if self._reading or len(self._held) > LOW or len(self._view) < 2:
+        if self._reads or len(self._held) > LOW or len(self._view) < 2:
             return ()
         oldest = self._view.oldest_first(list(self._view.kinds()))
         if self._view.peers.count == 1:
@@ -75,14 +77,15 @@ class ReadAhead:
 
     async def read(self, task_ids: Sequence[str]) -> None:
         """Reads and holds these. Errors cost nothing but the advantage."""
-        self._reading.update(task_ids)
+        reading = set(task_ids)
+        self._reads.append(reading)
         try:
             for seen in await self._store.read_each(task_ids):
                 # One that cannot be read is told when it is to be claimed.
-                if isinstance(seen, Versioned) and seen.task.id in self._reading and seen.task.id in self._view:
+                if isinstance(seen, Versioned) and seen.task.id in reading and seen.task.id in self._view:
                     self._held[seen.task.id] = seen
         except StoreError as error:
             log.debug("nothing was read ahead: %s", error)
             await asyncio.sleep(0.5)
         finally:
-            self._reading.clear()
+            self._reads.remove(reading)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from typing import cast
 
 import pytest
@@ -60,3 +62,32 @@ def test_what_is_held_is_not_read_again() -> None:
     first, *_ = read_ahead.wanted()
     read_ahead.hold(Versioned(new_task(id=first), 1))
     assert first not in read_ahead.wanted()
+
+
+async def test_a_record_that_changed_while_it_was_read_is_not_held_for_the_next_read_of_it() -> None:
+    """Claimed and given back by a peer while the first read is under way: its offer comes again, and is read again,
+    before the first read is answered. Held, the old record would cost the claim, and the offer with it."""
+    answers: list[asyncio.Future[list[Versioned]]] = []
+
+    class Slow:
+        async def read_each(self, task_ids: Sequence[str]) -> list[Versioned]:
+            answers.append(asyncio.get_running_loop().create_future())
+            return await answers[-1]
+
+    (task_id,) = TASKS[:1]
+    view = QueueView("me", CAPACITY)
+    view.add(task_id, Requirements(), now=0.0)
+    read_ahead = ReadAhead(cast(TaskStore, Slow()), view)
+    first = asyncio.create_task(read_ahead.read([task_id]))
+    await asyncio.sleep(0)
+    read_ahead.drop(task_id)  # claimed
+    read_ahead.drop(task_id)  # and queued again
+    second = asyncio.create_task(read_ahead.read([task_id]))
+    await asyncio.sleep(0)
+    old, new = (Versioned(new_task(id=task_id), revision) for revision in (1, 9))
+    answers[0].set_result([old])
+    await first
+    assert read_ahead.take(task_id) is None
+    answers[1].set_result([new])
+    await second
+    assert read_ahead.take(task_id) == new
