@@ -8,8 +8,10 @@ last node key and a host record that has not changed, which a new session's firs
 
 Nor must it take the quorum away from those that stay: a removed host's vote counts until the voters duty has taken it
 away. So a voter is removed only while living voters are a quorum without it. Two removals beside each other keep to
-that without a guard in etcd: a removal that is written was of a host that had no node from its look until then, and
-has none from there on. So whichever looks last counts neither of the two.
+that without a guard in etcd: a removal that is written was of a host that had no node from its look until then (its
+record still names the node that was gone), and has none from there on. So whichever looks last counts neither of the
+two. Counted are nodes that live, which is not quite the same as votes that answer: a voter whose etcd lost its disk is
+counted as long as its node lives.
 
 Both may be repeated. What was not answered is sent again: a second try of the same finds its work done.
 """
@@ -126,6 +128,8 @@ class DrainCalls:
         if not there:
             return None
         host = cluster_codec.decode_host(host_key, there[0].value)
+        if host.node_id != node.node_id:
+            return None  # it has come back since the look, and perhaps gone again: the votes were counted before that
         remove = Txn(
             compares=(
                 Compare(host_key, Target.MOD, Relation.EQUAL, there[0].mod_revision),

@@ -219,10 +219,38 @@ async def test_of_two_removals_beside_each_other_one_is_refused(moment: str) -> 
             return None
 
         n1.etcd.faults = meanwhile
-        await asyncio.wait({asyncio.create_task(remove(n1, "n3"))})
-        await asyncio.wait(first)
+        await asyncio.gather(remove(n1, "n3"), return_exceptions=True)
+        await asyncio.gather(*first, return_exceptions=True)
+        assert first
         removed = [one for one in (N2, N3) if is_there(store, keys.removed_key(one.host_id))]
         assert len(removed) <= 1, "n1 alone cannot take both of their votes"
+
+
+async def test_a_node_that_came_and_went_between_look_and_write_is_looked_at_again() -> None:
+    """n3 is gone at the look, comes back, n2 is removed beside it, n3 goes again: its record is a new one, and the
+    votes that were counted are no more."""
+    store = FakeStore()
+    async with api_nodes(store, N1, N2, N3) as (n1, n2, n3):
+        vote(store, N1, N2, N3)
+        await go(n1.etcd, n3.node)
+        again = replace(n3.node, id="3" * 8 + "-0000-4000-8000-000000000002")
+        came: list[bool] = []
+
+        def meanwhile(_method: str, argument: object) -> Fault | None:
+            if argument == Range(keys.host_key(N3.host_id)) and not came:
+                came.append(True)
+                now = time.monotonic()
+                host = Put(keys.host_key(again.host_id), cluster_codec.encode_host(host_of(again)))
+                store.transact(Txn(success=(Delete(keys.node(n2.node.id)), host)), now)
+                store.transact(Txn(success=(Put(keys.removed_key(N2.host_id)),)), now)
+            return None
+
+        n1.etcd.faults = meanwhile
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await remove(n1, "n3")
+        failure = refused(caught, grpc.StatusCode.FAILED_PRECONDITION, error_details_pb2.PreconditionFailure)
+        assert failure.violations[0].type == "VOTES_MISSING"
+        assert not is_there(store, keys.removed_key(N3.host_id))
 
 
 @pytest.mark.parametrize("fault", [LOST_BEFORE, LOST_AFTER])
