@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 #: Pauses between attempts to list, doubled from the first to the last, each drawn from its upper half.
 FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 2.0
-#: For one listing, doubled from the first to the last: one of a million keys takes 3 s on a quiet machine, many times
-#: that on a crowded one, and a small one whose answer was lost is not to be waited for as long.
+#: For one listing, doubled from the first to the last where it takes longer: one of a million keys takes 3 s on a quiet
+#: machine, many times that on a crowded one, and a small one whose answer was lost is not to be waited for as long.
 FIRST_LIST_TIMEOUT_S = 5.0
 LAST_LIST_TIMEOUT_S = 40.0
 
@@ -51,8 +51,10 @@ async def list_and_watch(
     timeout_s = FIRST_LIST_TIMEOUT_S
     what = Range(key_range.key, key_range.range_end, limit=limit, keys_only=keys_only)
     while True:
+        began = asyncio.get_running_loop().time()
         try:
             listed = await etcd.range(what, timeout_s=timeout_s)
+            timeout_s = FIRST_LIST_TIMEOUT_S
             async with etcd.watch([key_range], start_revision=listed.revision + 1) as watch:
                 pause_s = FIRST_PAUSE_S
                 yield Listing(listed.kvs, listed.revision, listed.more)
@@ -63,6 +65,7 @@ async def list_and_watch(
             log.info("listing %r again: %s", key_range.key, error)
         except StoreUnavailable as error:
             log.warning("cannot list %r, trying again: %s", key_range.key, error)
-            timeout_s = min(2 * timeout_s, LAST_LIST_TIMEOUT_S)
+            if asyncio.get_running_loop().time() - began >= 0.9 * timeout_s:  # not refused at once
+                timeout_s = min(2 * timeout_s, LAST_LIST_TIMEOUT_S)
         await asyncio.sleep(pause_s * rng.uniform(0.5, 1.0))
         pause_s = min(2 * pause_s, LAST_PAUSE_S)

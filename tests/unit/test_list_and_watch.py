@@ -127,13 +127,17 @@ async def test_a_listing_whose_answer_is_lost_is_asked_for_again_soon_and_a_slow
     class Slow(FakeEtcd):
         async def range(self, op: Range, *, timeout_s: float = 3.0) -> RangeResult:
             given.append(timeout_s)
-            if timeout_s < LAST_LIST_TIMEOUT_S:
-                raise StoreUnavailable("it takes longer")
+            if len(given) > 3 and timeout_s < LAST_LIST_TIMEOUT_S:
+                await asyncio.sleep(timeout_s)
+            if len(given) <= 3 or timeout_s < LAST_LIST_TIMEOUT_S:
+                raise StoreUnavailable("no answer")
             return await super().range(op, timeout_s=timeout_s)
 
     async with Slow() as slow, following(slow, view):
-        await wait_until(lambda: view.listings == 2, what="the slow listing")
-    assert given == [5.0, 10.0, 20.0, 40.0]
+        await wait_until(lambda: view.listings == 2, 120.0, what="the slow listing")
+    refused, slow_ones = given[:3], given[3:]
+    assert refused == [5.0] * 3, "a refusal at once says nothing of how long a listing takes"
+    assert slow_ones == [5.0, 10.0, 20.0, 40.0]
 
 
 @virtual_time
