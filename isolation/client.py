@@ -297,7 +297,7 @@ class Spawner:
         if self._died.done():
             return
         self._loop.remove_reader(self._requests.fileno())
-        self._requests_out.close()
+        unsent = self._requests_out.close()
         self._control_out.close()
         self._requests.close()
         self._control.close()
@@ -307,9 +307,10 @@ class Spawner:
         if not was_ready:
             self._ready.set_exception(SpawnerDied(reason))
             self._ready.exception()  # nobody may be waiting any more
-        for answer in self._launching.values():
+        for sandbox_id, answer in self._launching.items():
             if not answer.done():
-                answer.set_exception(SpawnerDied(reason))
+                kind = NotLaunched if sandbox_id in unsent else SpawnerDied
+                answer.set_exception(kind(reason))
         self._launching.clear()
         for sandbox in self._running.values():
             sandbox.set_lost(SpawnerDied(reason))
@@ -360,13 +361,16 @@ class _Outbox:
                 self._on_short(label, error)
                 self._loop.call_soon(self._flush)
                 return
-            self._queue.clear()  # the reader learns of the death, with everything that follows from it
+            # The reader learns of the death, with everything that follows from it.
         if self._is_waiting:
             self._is_waiting = False
             self._loop.remove_writer(self._sock.fileno())
 
-    def close(self) -> None:
+    def close(self) -> set[str]:
+        """The ids of what was not sent."""
+        unsent = {label for _, _, label in self._queue}
         self._queue.clear()
         if self._is_waiting:
             self._is_waiting = False
             self._loop.remove_writer(self._sock.fileno())
+        return unsent

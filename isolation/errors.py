@@ -16,7 +16,7 @@ class SpawnerDied(Exception):  # noqa: N818  (as above)
 
 
 class NotLaunched(SpawnerDied):
-    """It was gone before it was asked for this sandbox, which so has never been."""
+    """It was gone before it was asked for this sandbox, or before it was told so, and the sandbox has never been."""
 
 
 class ProtocolError(Exception):

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from isolation.client import Spawner, SpawnerConfig
-from isolation.errors import HostLacks, SandboxFailed, SpawnerDied
+from isolation.errors import HostLacks, NotLaunched, SandboxFailed, SpawnerDied
+from isolation.protocol import INLINE_BYTES
 from tests.isolation_live.conftest import Runner, running
 from tests.isolation_live.test_fencing import boottime, is_frozen
 from tests.support.leaks import cgroups_of
@@ -46,6 +47,29 @@ async def test_spawner_killed(config: SpawnerConfig) -> None:
     await wait_until(lambda: not is_alive(sandbox.started.pid), 1)
     with pytest.raises(SpawnerDied):
         await runner.run("/bin/true")
+    await spawner.close()
+    runner.close()
+    async for again in running(config):  # removes what the killed one could not
+        assert (await again.run("/bin/true")).ended.exit_code == 0
+
+
+async def test_what_was_never_sent_was_never_launched(config: SpawnerConfig) -> None:
+    """The spawner stands still, and its socket is full when it is killed: what lies in the socket may have been read,
+    what still waits here cannot have been. A task that may run only once may go on elsewhere."""
+    spawner = await Spawner.start(config)
+    runner = Runner(spawner)
+    os.kill(spawner.pid, signal.SIGSTOP)
+    # More than a socket holds, in as few datagrams as can be: their descriptors count as open files meanwhile.
+    many = [runner.spec("/bin/true", env={"WORDS": "x" * (INLINE_BYTES - 2000)}) for _ in range(400)]
+    fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    launches = [asyncio.create_task(spawner.launch(spec, stdin=fd, stdout=fd, stderr=fd)) for spec in many]
+    await wait_until(lambda: spawner.running_count == len(launches), what="all of them are asked for")
+    os.kill(spawner.pid, signal.SIGKILL)
+    ends = [type(end) for end in await asyncio.gather(*launches, return_exceptions=True)]
+    os.close(fd)
+    assert set(ends) == {SpawnerDied, NotLaunched}
+    first_unsent = ends.index(NotLaunched)
+    assert set(ends[first_unsent:]) == {NotLaunched}, "they leave in order"
     await spawner.close()
     runner.close()
     async for again in running(config):  # removes what the killed one could not
