@@ -40,6 +40,7 @@ def has_room(free_bytes: int, newest_bytes: int) -> bool:
     return free_bytes >= 2 * newest_bytes + RESERVE_BYTES
 
 
-def to_drop(names: Sequence[str]) -> list[str]:
-    """Of the snapshots that are there, by names that sort by time: those that go."""
-    return sorted(names)[:-KEPT]
+def to_drop(names: Sequence[str], newest: str) -> list[str]:
+    """Of the snapshots that are there, by names that sort by time: those that go. newest: the one just taken; what
+    claims to be later was taken while the clock was wrong, and is older than it says."""
+    return sorted(names, key=lambda name: (name <= newest, name))[:-KEPT]

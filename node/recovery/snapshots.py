@@ -65,8 +65,8 @@ class Snapshots:
                 await asyncio.sleep(RETRY_S)
 
     def _due_in_s(self, up_s: float) -> float:
-        files = self._files()
-        age_s = self._wall_clock() - _begun_at(files[-1]) if files else None
+        ages = [self._wall_clock() - _begun_at(file) for file in self._files()]
+        age_s = min((age for age in ages if age >= 0), default=None)  # those of a clock that was ahead tell nothing
         return due_in_s(age_s, up_s, self._host_id, interval_s=self._interval_s, nodes=self._count_nodes())
 
     async def _try(self) -> bool:
@@ -91,7 +91,7 @@ class Snapshots:
         file = self._directory / datetime.fromtimestamp(self._wall_clock(), UTC).strftime(_NAME)
         size = await self._etcd.snapshot(file)
         log.info("snapshot of the cluster's data: %s, %d bytes", file.name, size)
-        for name in to_drop([path.name for path in self._files()]):
+        for name in to_drop([path.name for path in self._files()], file.name):
             (self._directory / name).unlink(missing_ok=True)
         return True
 

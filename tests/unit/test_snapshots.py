@@ -39,8 +39,11 @@ def test_what_voters_send_is_bounded(nodes: int) -> None:
 
 
 def test_what_is_kept_and_when_there_is_room() -> None:
-    assert to_drop(["3", "1", "2", "5", "4"]) == ["1", "2"]
-    assert to_drop(["1"]) == []
+    assert to_drop(["3", "1", "2", "5", "4"], "5") == ["1", "2"]
+    assert to_drop(["1"], "1") == []
+    # The clock was ahead when 7, 8 and 9 were taken: what is taken since must not be dropped for them.
+    assert to_drop(["7", "8", "9", "4"], "4") == ["7"]
+    assert to_drop(["8", "9", "4", "5"], "5") == ["8"]
     assert has_room(RESERVE_BYTES, 0)
     assert not has_room(RESERVE_BYTES + 199, 100)
 
@@ -130,5 +133,16 @@ def test_zero_means_none(tmp_path: Path) -> None:
         host.snapshots._interval_s = 0.0
         await asyncio.wait_for(host.snapshots.run(), 1.0)
         assert list(tmp_path.iterdir()) == []
+
+    run_virtual(program())
+
+
+def test_snapshots_of_a_clock_that_was_ahead_keep_nobody_from_taking_another(tmp_path: Path) -> None:
+    async def program() -> None:
+        for year in (2090, 2091, 2092):
+            (tmp_path / f"{year}0101T000000Z.db").write_bytes(b"taken in the future")
+        taken = await Host(tmp_path).run_for(3 * INTERVAL_S)
+        assert len(taken) == KEPT
+        assert all(name < "2090" for name in taken)
 
     run_virtual(program())
