@@ -420,8 +420,13 @@ def _claimed(seen: Versioned, identity: Identity, now: float) -> Task:
 
 
 def _epoch(result: RangeResult) -> int:
-    """0 in an etcd that nobody founded a cluster in, where there is nothing to recover either."""
-    return int(result.kvs[0].value) if result.kvs else 0
+    """0 in an etcd that nobody founded a cluster in, where there is nothing to recover either. Raises RecordCorrupt."""
+    if not result.kvs:
+        return 0
+    (kv,) = result.kvs
+    if not kv.value.isdigit():
+        raise RecordCorrupt(f"{kv.key.decode()} is no number: {kv.value!r}")
+    return int(kv.value)
 
 
 def _versioned(result: RangeResult) -> Versioned | None:

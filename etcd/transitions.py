@@ -69,7 +69,7 @@ class Write(StrEnum):
 
 
 class Read(StrEnum):
-    """What is read, at the same revision, when a guard fails."""
+    """What is read at the same revision: when a guard fails, or when all hold."""
 
     RECORD = "the record"
     OWN_RUNNING = "the own running key"
