@@ -333,7 +333,18 @@ class Membership:
         self._role = Role.LEARNER
 
     async def _start_server(self, config: EtcdConfig) -> None:
-        server = self._make_server(config, self._wake.set)
+        own = ""
+
+        def on_event() -> None:
+            """It may have been started on other ports (those chosen were taken before it bound them). Nothing but this
+            tells: the member list is read through these endpoints."""
+            nonlocal own
+            if self._server is server and server.client_address != own:
+                before, own = own, server.client_address
+                self._endpoints = tuple(own if address == before else address for address in self._endpoints)
+            self._wake.set()
+
+        server = self._make_server(config, on_event)
         try:
             await server.start()
         except BaseException:

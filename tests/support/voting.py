@@ -84,6 +84,10 @@ class FakeServer:
         self.is_removed = True
         self._on_event()
 
+    def tell(self) -> None:
+        """Something happened to the process."""
+        self._on_event()
+
     def hang(self) -> None:
         """The process is there and does nothing any more."""
         assert self._supervision is not None
