@@ -31,16 +31,10 @@ fix: setup ## Repair what can be repaired by a program: lint, format, stubs
 	$(BIN)/ruff format .
 	scripts/protos.sh
 
-# What runs in one process may run on all cores. What starts, freezes and kills processes mostly waits, so that three files
-# at a time fit beside each other; a cluster has the machine to itself.
-ALONE := not etcd and not isolation and not node and not cluster and not witness
-test: setup-tests ## All tests that this machine can run (a quarter of an hour); REQUIRE=etcd,isolation,witness forbids skips
-	failed=0; \
-	$(PYTEST) -q -n auto -m "($(ALONE)) and not long" || failed=1; \
-	$(PYTEST) -n 3 --dist loadfile -m "not ($(ALONE)) and not cluster and not long" || failed=1; \
-	$(PYTEST) -m "cluster and not long" || failed=1; \
-	exit $$failed
+test: setup-tests ## All tests that this machine can run (ten minutes); REQUIRE=etcd,isolation,witness forbids skips, AGAIN=yes tries failures twice
+	scripts/test.sh $(if $(AGAIN),--again)
 
+ALONE := not etcd and not isolation and not node and not cluster and not witness
 test-fast: setup ## Unit tests, the contract on the fake etcd, 300 simulated worlds (a minute)
 	$(PYTEST) -q -n auto -m "$(ALONE)" tests/unit tests/contract tests/simulation
 

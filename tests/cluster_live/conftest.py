@@ -6,7 +6,7 @@ the test itself was about. At the end of the session the history is judged from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,31 +14,39 @@ from tests.support.beats import excesses
 from tests.support.lab import CPU, Lab, laboratory
 from tests.support.leaks import Belongings
 
-#: What was measured, told at the end: the bounds of the tests are generous, the figures are not.
-_figures: list[str] = []
+#: Among a test's reported properties: what was measured, told at the end. The bounds of the tests are generous, the
+#: figures are not.
+_FIGURE = "figure"
 
 NODES = ("a", "b", "c")
 
 
 class Note:
-    """Notes figures for the summary at the end."""
+    """Notes figures for the summary at the end. They go with the test's report, which may come from another process."""
+
+    def __init__(self, record: Callable[[str, object], None]) -> None:
+        self._record = record
 
     def __call__(self, what: str, seconds: float) -> None:
         self.figure(f"{seconds:.3f} s", what)
 
     def figure(self, value: str, what: str) -> None:
-        _figures.append(f"{value:>9}  {what}")
+        self._record(_FIGURE, f"{value:>9}  {what}")
 
 
 @pytest.fixture
-def note() -> Note:
-    return Note()
+def note(record_property: Callable[[str, object], None]) -> Note:
+    return Note(record_property)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _figures:
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    figures = [
+        value for report in reports if report.when == "call" for key, value in report.user_properties if key == _FIGURE
+    ]
+    if figures:
         terminalreporter.section("cluster: measured on a shared machine")
-        for line in _figures:
+        for line in figures:
             terminalreporter.line(line)
 
 

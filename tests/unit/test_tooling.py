@@ -36,6 +36,14 @@ def test_scripts_are_strict_and_executable(script: Path) -> None:
     assert run("bash", "-n", script).returncode == 0
 
 
+@pytest.mark.parametrize("directory", ["unit", "model", "simulation"])
+def test_what_only_computes_has_no_live_tests(directory: str) -> None:
+    """They would run nowhere: scripts/test.sh looks for them in the other directories alone."""
+    assert f"--ignore tests/{directory}" in (ROOT / "scripts" / "test.sh").read_text()
+    live = re.compile(r"pytest\.mark\.(etcd|isolation|node|cluster|witness)\b")
+    assert [path.name for path in (ROOT / "tests" / directory).rglob("*.py") if live.search(path.read_text())] == []
+
+
 @pytest.mark.parametrize(
     ("version", "is_good"),
     [
