@@ -2,7 +2,8 @@
 
 What was heard is compared with what the attempt must have written (`pattern.py`), as it comes. An attempt that ended by
 itself has all of it; one that was ended from outside any beginning. That the stream of a follower ends means that the
-task has ended: it is asked, and must say so.
+task has ended: it is asked, and must say so. What could not be read is counted by its reason (`Unread`); that a task is
+not found whose record retention cannot have forgotten yet is no reason, but a flaw.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from pilfer import Attempt, Client, NotFound, PilferError, PreconditionFailed, Reason, Task, new_task_id
 from tests.chaos.acts import LOG_LIMIT_BYTES, NO_ROOM, Act, Acts
+from tests.chaos.forgetting import Mark
 from tests.chaos.pattern import Reading, flaws_of_part, flaws_of_whole
 
 if TYPE_CHECKING:
+    from tests.chaos.ledger import Entry
     from tests.chaos.load import Load
 
 FOLLOWERS = 3
@@ -120,12 +124,27 @@ def flaws_of_attempt(act: Act, attempt: Attempt, reading: Reading, *, limit_byte
     return flaws_of_part(reading, attempt.number, act.sizes)
 
 
+class Unread(StrEnum):
+    """Why the log of an attempt that is over was not read and judged."""
+
+    FORGOTTEN = "forgotten with its task"
+    OVERFLOWED = "too many waited"
+    NOTICED = "not all is there, as is told"
+    OTHER_EPOCH = "across a recovery"
+    TRIES_USED_UP = "no answer"
+    HOST_AWAY = "its host is away"
+
+
 @dataclass(slots=True)
 class _Wanted:
     task: Task
     act: Act
+    #: When it had not ended yet.
+    unended: Mark
     epoch: int
     tries: int = 0
+    #: Attempts that were read or given up.
+    done: set[int] = field(default_factory=set)
 
 
 class LogReaders:
@@ -137,16 +156,22 @@ class LogReaders:
         self._lock = threading.Lock()
         self._wanted: deque[_Wanted] = deque()
         self.read = 0
-        #: Attempts whose host had no node, or whose log was forgotten, before it could be read.
-        self.missed = 0
+        #: Attempts.
+        self._unread: Counter[Unread] = Counter()
 
-    def ask(self, task: Task, act: Act) -> None:
-        """The task has ended: its attempts' logs are to be read."""
+    def ask(self, task: Task, entry: Entry) -> None:
+        """The task has ended: its attempts' logs are to be read. entry: what was known of it before."""
         with self._lock:
             if len(self._wanted) >= WAITING_MAX:
-                self._wanted.popleft()
-                self.missed += 1
-            self._wanted.append(_Wanted(task, act, self._load.epoch))
+                self._give_up(self._wanted.popleft(), Unread.OVERFLOWED)
+            self._wanted.append(_Wanted(task, entry.act, entry.tried, self._load.epoch))
+
+    def unread(self) -> str:
+        """How many attempts' logs could not be read, by reason."""
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self._unread.items())) or "none"
+
+    def _give_up(self, wanted: _Wanted, why: Unread) -> None:
+        self._unread[why] += len(wanted.task.attempts) - len(wanted.done)
 
     @property
     def waiting(self) -> int:
@@ -164,27 +189,42 @@ class LogReaders:
                     if wanted.tries < TRIES:
                         self._wanted.append(wanted)
                     else:
-                        self.missed += 1
+                        self._give_up(wanted, Unread.TRIES_USED_UP)
                 self._load.pause_until_finished_s(AGAIN_S)
 
     def _read(self, wanted: _Wanted) -> bool:
         """Whether all of it was read, or cannot be."""
         for attempt in wanted.task.attempts:
+            if attempt.number in wanted.done:
+                continue
             reading, epoch = Reading(wanted.task.id), self._load.epoch
             try:
                 with self._load.client(self._rng, timeout_s=CALL_S) as client:
                     for chunk in client.log(wanted.task.id, attempt=attempt.number):
                         reading.take(chunk)
-            except (NotFound, PreconditionFailed):
-                # Of a host that is gone nothing can be had; a task that was forgotten has no log.
-                self.missed += 1
-                continue
+            except NotFound as error:
+                why: Unread | None = Unread.FORGOTTEN
+                if epoch == self._load.epoch == wanted.epoch:
+                    self._judge_not_found(wanted, str(error))
+            except PreconditionFailed:
+                # Of a host that is gone nothing can be had.
+                why = Unread.HOST_AWAY
             except (PilferError, OSError):
                 return False
-            if reading.notices.get(attempt.number) or epoch != self._load.epoch or wanted.epoch != epoch:
-                self.missed += 1
+            else:
+                why = Unread.NOTICED if reading.notices.get(attempt.number) else None
+            if epoch != self._load.epoch or wanted.epoch != epoch:
+                why = Unread.OTHER_EPOCH
+            wanted.done.add(attempt.number)
+            if why is not None:
+                self._unread[why] += 1
                 continue
             self.read += 1
             for words in flaws_of_attempt(wanted.act, attempt, reading, limit_bytes=LOG_LIMIT_BYTES):
                 self._load.ledger.flaw(f"LogIsWhatWasWritten: task {wanted.task.id}: {words}")
         return True
+
+    def _judge_not_found(self, wanted: _Wanted, words: str) -> None:
+        """Wherever its log lies, the task is known to all. (After a recovery it may have ended in another attempt.)"""
+        if not self._load.ledger.may_be_forgotten(wanted.unended):
+            self._load.ledger.flaw(f"NothingLost: the log of task {wanted.task.id}, which ended, is not found: {words}")

@@ -23,20 +23,18 @@ import time
 from collections.abc import Callable, Iterator
 
 from pilfer import AlreadyExists, Client, InvalidRequest, NotFound, PilferError, Task, TaskSpec, new_task_id
+from tests.chaos import forgetting
 from tests.chaos.acts import Act, Acts, message_of
 from tests.chaos.dying import DyingClients
 from tests.chaos.followers import Followers, LogReaders
+from tests.chaos.forgetting import Mark
 from tests.chaos.gate import Gate
 from tests.chaos.ledger import Ledger
 from tests.support.lab import Lab
 
-#: By number, no task is forgotten earlier (`node/core/retention.py`); an open one is looked at far more often.
-KEEP_S = 60.0
-#: Flags that every node of the lab is to be started with, so that an hour of this load stays bounded: of 5 to 10 tasks
-#: a second some minutes are kept.
+#: Flags that every node of the lab is to be started with.
 FLAGS: tuple[str, ...] = (
-    "--log-limit", "2M", "--scratch-limit", "32M", "--retention-age", "15m", "--retention-count", "3000",
-    "--compaction-interval", "20s",
+    "--log-limit", "2M", "--scratch-limit", "32M", "--compaction-interval", "20s", *forgetting.FLAGS,
 )  # fmt: skip
 #: Tasks that are open at once; more than there is room for, so that the queue is never empty.
 CROWD = 36
@@ -129,9 +127,10 @@ class Load:
         """What was done, in one line."""
         followed, logs = self._followers, self.logs
         return (
-            f"{len(self.acknowledged)} tasks acknowledged, {self.ledger.ended_count} seen to end; "
-            f"{followed.followed} followed ({followed.given_up} given up), {logs.read} logs read ({logs.missed} could "
-            f"not be), {len(self.ledger.cancels)} canceled, {self._dying.killed} clients killed"
+            f"{self.ledger.acknowledged_count} tasks acknowledged, {self.ledger.ended_count} seen to end, "
+            f"{self.ledger.forgotten_unseen_count} forgotten unseen; "
+            f"{followed.followed} followed ({followed.given_up} given up), {logs.read} logs read "
+            f"(not read: {logs.unread()}), {len(self.ledger.cancels)} canceled, {self._dying.killed} clients killed"
         )
 
     def ends(self) -> str:
@@ -213,7 +212,8 @@ class Load:
 
     def _repeat_doubtful(self) -> None:
         before = time.monotonic() - 2 * CALL_S
-        again = [(task_id, entry.act) for task_id, entry in self.ledger.doubtful().items() if entry.tried_at < before]
+        doubtful = self.ledger.doubtful()
+        again = [(task_id, entry.act) for task_id, entry in doubtful.items() if entry.tried_again.at < before]
         if again:
             self.submit(again[:CROWD], self._feeding)
 
@@ -280,21 +280,23 @@ class Load:
 
     def _look(self) -> None:
         rng = random.Random(1)
-        last_seen: dict[str, float] = {}
+        unended: dict[str, Mark] = {}
         while not self.is_finished:
-            ids = list(self.ledger.open())
-            last_seen = {task_id: last_seen.get(task_id, time.monotonic()) for task_id in ids}
+            unended = {task_id: unended.get(task_id, entry.tried) for task_id, entry in self.ledger.open().items()}
+            asked = self.ledger.mark()
             try:
                 with self.client(rng, timeout_s=2 * CALL_S) as client:
-                    for task in self._statuses(client, ids, last_seen):
-                        last_seen[task.id] = time.monotonic()
+                    for task in self._statuses(client, unended):
+                        unended[task.id] = asked
                         if task.status.is_terminal:
                             self._ended(task)
             except (PilferError, OSError):
                 pass
             self.pause_until_finished_s(LOOK_EVERY_S)
 
-    def _statuses(self, client: Client, ids: list[str], last_seen: dict[str, float]) -> Iterator[Task]:
+    def _statuses(self, client: Client, unended: dict[str, Mark]) -> Iterator[Task]:
+        """Of these, by when they had not ended yet."""
+        ids = list(unended)
         if not ids:
             return
         try:
@@ -304,14 +306,12 @@ class Load:
                 try:
                     yield client.status(task_id)
                 except NotFound as error:
-                    if time.monotonic() - last_seen[task_id] < KEEP_S:
-                        self.ledger.flaw(f"NothingLost: task {task_id} was acknowledged, and is not found: {error}")
-                    self.ledger.given_up(task_id)
+                    self.ledger.not_found(task_id, unended[task_id], str(error))
 
     def _ended(self, task: Task) -> None:
-        act = self.ledger.ended(task)
-        if act is not None and act.written:
-            self.logs.ask(task, act)
+        entry = self.ledger.ended(task)
+        if entry is not None and entry.act.written:
+            self.logs.ask(task, entry)
 
 
 class Nobody(PilferError):  # noqa: N818  (named as the client's own errors)

@@ -37,6 +37,7 @@ from etcd.errors import Compacted, RecordCorrupt, StoreError
 from etcd.port import Etcd, Event, Range
 from node.core import lifecycle
 from pilfer.address import NODE_DNS_NAME
+from tests.chaos.forgetting import KEEP_S
 from tests.support.history import EVERYTHING, History, apply_batch, judgement
 
 #: A voter that says nothing for so long is left for another one.
@@ -45,8 +46,6 @@ SILENCE_S = 4.0
 PAUSE_S = 0.2
 #: At the end, for reading on to the newest revision.
 FINISH_S = 60.0
-#: By number, no task is forgotten earlier than so long after its end (`node/core/retention.py`).
-KEEP_S = 60.0
 #: A part of the file, and how many of them are kept.
 PART_BYTES = 32 * 1024 * 1024
 PARTS_KEPT = 3

@@ -10,11 +10,13 @@ import pytest
 
 from pilfer import CancelStep, Outcome, Reason, Status, Stream, Task, TaskSpec
 from tests.chaos.acts import NO_ROOM, NOTHING_ASKED, Act, Acts, Asked, judge
+from tests.chaos.forgetting import RETENTION_AGE_S, RETENTION_COUNT, Mark, may_be_forgotten
 from tests.chaos.gate import Gate
 from tests.chaos.ledger import Ledger
 from tests.support.beats import Witness
 
 ID = "01890000-0000-7000-8000-000000000001"
+OTHER = "01890000-0000-7000-8000-000000000002"
 ACT = Act("short", TaskSpec("beat"), beats=True)
 HOG = Act("hog", TaskSpec("acts"), reason=Reason.OUT_OF_MEMORY, exit_code=None)
 ONCE = Act("once", TaskSpec("beat", restart_on_node_loss=False), runs_max=1)
@@ -89,7 +91,9 @@ class TestLedger:
         assert (ledger.all_acknowledged(), set(ledger.doubtful())) == (set(), {ID})
         ledger.acknowledged([ID])
         assert set(ledger.open()) == {ID}
-        assert ledger.ended(EXITED) is ACT
+        entry = ledger.ended(EXITED)
+        assert entry is not None
+        assert entry.act is ACT
         assert ledger.ended(EXITED) is None
         assert (ledger.open(), ledger.all_acknowledged(), ledger.beating_complete) == ({}, {ID}, [ID])
         assert ledger.flaws == []
@@ -126,6 +130,42 @@ class TestLedger:
         ledger.cancel_answered(ID, CancelStep.CANCELED)
         ledger.ended(EXITED)
         assert any("while it was queued" in flaw for flaw in ledger.flaws)
+
+    def test_what_is_not_found_is_lost_unless_retention_may_have_forgotten_it(self) -> None:
+        ledger = Ledger()
+        ledger.tried([(ID, ACT), (OTHER, ACT)])
+        ledger.acknowledged([ID, OTHER])
+        now = ledger.mark()
+        ledger.not_found(ID, Mark(now.at - RETENTION_AGE_S, 0), "not found")
+        assert (ledger.flaws, ledger.forgotten_unseen_count, set(ledger.open())) == ([], 1, {OTHER})
+        ledger.not_found(OTHER, now, "not found")
+        assert any("NothingLost" in flaw for flaw in ledger.flaws)
+        ledger.not_found(OTHER, now, "not found")
+        assert (ledger.forgotten_unseen_count, ledger.flaws_in_all) == (2, 1)
+        assert (ledger.acknowledged_count, ledger.lost()) == (2, set())
+
+    def test_an_acknowledged_task_of_which_nothing_is_known_is_lost(self) -> None:
+        ledger = Ledger()
+        ledger.tried([(ID, ACT)])
+        ledger.refused([ID])
+        ledger.acknowledged([ID])
+        assert ledger.lost() == {ID}
+
+    def test_a_repeated_submit_is_tried_once_and_its_end_may_lie_before_the_repetition(self) -> None:
+        ledger = Ledger()
+        ledger.tried([(ID, ACT)])
+        first = ledger.doubtful()[ID].tried
+        ledger.tried([(ID, ACT)])
+        assert ledger.doubtful()[ID].tried == first
+        assert ledger.doubtful()[ID].tried_again.at >= first.at
+        assert not ledger.may_be_forgotten(first)
+
+
+def test_retention_forgets_what_is_old_and_what_has_many_newer_ones() -> None:
+    mark = Mark(100.0, 50)
+    assert not may_be_forgotten(mark, now=99.0 + RETENTION_AGE_S, tried=50 + RETENTION_COUNT)
+    assert may_be_forgotten(mark, now=100.0 + RETENTION_AGE_S, tried=50)
+    assert may_be_forgotten(mark, now=100.0, tried=51 + RETENTION_COUNT)
 
 
 def test_a_gate_that_is_shut_lets_nobody_in_and_one_that_is_closed_stays_so() -> None:
