@@ -17,7 +17,8 @@ from pathlib import Path
 
 from pilfer import PilferError, Task
 from tests.chaos import verdicts
-from tests.chaos.load import KEEP_S, Load
+from tests.chaos.forgetting import KEEP_S
+from tests.chaos.load import Load
 from tests.chaos.upkeep import Upkeep
 from tests.support.lab import CPU, Lab
 from tests.support.wait import wait_until_sync
@@ -31,6 +32,8 @@ JUDGED_WITHIN_S = 90.0
 LISTED_WITHIN_S = 60.0
 #: What ended within so long before a recovery is demanded after it: retention keeps several times as much.
 RECENT_S = 240.0
+#: Of the judgement of the history, in the summary: what is told elsewhere, or says only how it is at the end.
+LEFT_OUT = ("flaws", "tasks", "revision", "requeued")
 #: Seen to have ended so lately that it cannot be forgotten yet.
 UNFORGOTTEN_S = KEEP_S - 15.0
 
@@ -102,6 +105,10 @@ class Checks:
             f"SubmittedIsEnded: task {task_id} ({entry.act.kind}) was acknowledged, and its end was not seen"
             for task_id, entry in ledger.open().items()
         ]
+        flaws += [
+            f"NothingLost: task {task_id} was acknowledged, and what became of it is not known"
+            for task_id in sorted(ledger.lost())
+        ]
         self._demand()
         if self._demanded is not None:
             flaws.append(f"NothingLost: the tasks could not be listed any more after {self._demanded[0]}")
@@ -116,7 +123,7 @@ class Checks:
     def summary(self) -> str:
         """What was seen, in one line."""
         runs = self.lab.witness.runs
-        history = {name: value for name, value in self.judgement.items() if name not in ("flaws", "tasks")}
+        history = {name: value for name, value in self.judgement.items() if name not in LEFT_OUT}
         heard = f"{len(runs.by_task)} tasks heard, {runs.beats} beats"
         return f"{self.load.summary()}; {heard}; history: {history}; {self.upkeep.summary()}"
 

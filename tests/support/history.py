@@ -81,7 +81,10 @@ class History:
     def __init__(self) -> None:
         self.flaws: list[Flaw] = []
         self.revision = 0
+        #: What was applied: revisions, records that they wrote, and requeues among those.
+        self.revisions = 0
         self.transitions = 0
+        self.requeues = 0
         #: The tasks as they are now, and those that were forgotten after they ended.
         self._lives: dict[str, _Life] = {}
         self._forgotten: dict[str, Status] = {}
@@ -102,6 +105,7 @@ class History:
     def apply(self, revision: int, events: Iterable[Event]) -> None:
         """Everything that was written at one revision."""
         self.revision = revision
+        self.revisions += 1
         touched: dict[str, Task | None] = {}
         records: set[str] = set()
         node_events: list[Event] = []
@@ -249,6 +253,7 @@ class History:
             return  # a cancel request: anybody's
         owner = before.owner
         if _is_requeue(after):
+            self.requeues += 1
             if owner in self._nodes:
                 self._tell("RequeueNeedsDeadOwner", task_id, f"{after.status}, while its owner {owner} has its key")
         elif owner not in self._nodes:
@@ -418,8 +423,10 @@ def judgement(history: History, flaws: Sequence[Flaw]) -> dict[str, object]:
     statuses = [task.status for task in history.tasks.values()]
     return {
         "revision": history.revision,
+        "revisions": history.revisions,
         "transitions": history.transitions,
         "tasks": {status.value: statuses.count(status) for status in Status},
+        "requeues": history.requeues,
         "requeued": sum(_was_requeued(task) for task in history.tasks.values()),
         "flaws": [asdict(flaw) for flaw in flaws[:FLAWS_TOLD]],
         "flaws_in_all": len(flaws),

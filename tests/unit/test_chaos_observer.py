@@ -100,6 +100,8 @@ def test_what_is_legal_is_followed_through_a_voter_that_does_not_answer(tmp_path
             judged = await world.finish(ended.id)
             await following
             assert (judged["flaws_in_all"], judged["transitions"], judged["gaps"]) == (0, 3, 0)
+            # What was there when it began is no revision that it has judged.
+            assert (judged["revisions"], judged["requeues"]) == (3, 0)
 
     world = play(tmp_path, script)
     assert world.told == []

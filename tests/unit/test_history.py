@@ -143,6 +143,9 @@ def test_a_legal_history_passes(story: Story, go_on: Callable[[Story, Task], Non
     task = running(story, new_task(TaskSpec("/bin/true", requirements=Requirements(cpu=2))))
     go_on(story, task)
     assert [str(flaw) for flaw in story.history.finish([task.id], expect_ended=True)] == []
+    # Whatever is there at the end: what was forgotten was applied as well.
+    assert story.history.revisions == story.revision - 1
+    assert story.history.requeues == (go_on in (legal_requeue, legal_cancel_of_a_dead_nodes_task))
 
 
 # -- what is not is found -----------------------------------------------------------------------------------------
