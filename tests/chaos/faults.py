@@ -191,20 +191,22 @@ class Faults:
     # Disks
 
     def _fill(self, rng: random.Random, victim: LabNode, others: list[LabNode]) -> Wound | None:
-        disks = [node.disk for node in (victim, *others[: rng.choice((0, 0, 1))]) if node.disk is not None]
-        disks = [disk for disk in disks if not disk.is_filled]
-        if not disks:
+        victims = [victim, *others[: rng.choice((0, 0, 1))]]
+        found = [(node, node.disk) for node in victims if node.disk is not None and not node.disk.is_filled]
+        if not found:
             return None
         if self._on_full_disk is not None:
             self._on_full_disk()
-        for disk in disks:
+        for _, disk in found:
             disk.fill()
+        self._power.note_full(node for node, _ in found)
 
         def undo() -> None:
-            for disk in disks:
+            self._power.note_full(node for node, _ in found)
+            for _, disk in found:
                 disk.free()
 
-        return Wound(f"fill {', '.join(disk.path.name for disk in disks)}", undo)
+        return Wound(f"fill {', '.join(disk.path.name for _, disk in found)}", undo)
 
     # In order
 

@@ -161,6 +161,7 @@ class Members:
         host_id = host_id or node.host_id
         self._lab.let_go(node)
         yield from self._wait(f"{node.name} (host {host_id}) is removed", lambda: self._remove(rng, host_id))
+        self._power.removed.add(host_id)
         self._tell(f"{node.name} is removed")
 
     def _remove(self, rng: random.Random, host_id: str) -> bool:
@@ -187,8 +188,8 @@ class Members:
             view = node.find_view()
             if view is not None and view.state != "gone":
                 self.flaws.append(f"RemovedStaysOut: {node.name} ({node.host_id}) was removed, and serves: {view}")
-        elif "removed" not in node.tail(5):
-            self._tell(f"{node.name} ended, and did not say that it was removed: {node.tail(1)}")
+        else:
+            self._power.judge_end(node)
 
     def _wait_ready(self, rng: random.Random, node: LabNode) -> Errand:
         """Power starts it, as often as it takes."""

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.chaos import faults, load, members, recovery
+from tests.chaos import faults, load, members, recovery, verdicts
 from tests.chaos.checks import Checks
 from tests.chaos.faults import Faults
 from tests.chaos.load import Load
@@ -114,9 +114,12 @@ class Chaos:
             self.load.stop()
             self.wait_all_ended()
         except Exception as error:  # whatever broke is a finding, and the checks are still asked
-            self.flaws.append(f"the run broke off: {type(error).__name__}: {error}")
+            # What a step, or the healing, waits for in vain is a promise; anything else is a broken instrument.
+            is_promise = isinstance(error, AssertionError)
+            what = "it did not come" if is_promise else f"the instrument: the run broke off: {type(error).__name__}"
+            self.flaws.append(f"{what}: {error}")
             self._say("".join(traceback.format_exception(error)))
-        self.flaws += self.members.flaws
+        self.flaws += self.members.flaws + verdicts.told(self.power.flaws)
         self.flaws += self.checks.finish()
         return self.flaws
 
@@ -124,19 +127,18 @@ class Chaos:
         """What was done and found, in one line."""
         done = ", ".join(f"{count} x {kind}" for kind, count in sorted(self.done.items()))
         found = f"{len(self.flaws)} flaws" if self.flaws else "no flaw"
-        ended = f"; nodes that ended by themselves: {len(self.power.ended)}" if self.power.ended else ""
-        return f"{self.steps} steps ({done}){ended}; {self.checks.summary()}; {found}"
+        ended = ", ".join(f"{count} x {why}" for why, count in sorted(self.power.ended.items())) or "none"
+        return f"{self.steps} steps ({done}); nodes that ended by themselves: {ended}; {self.checks.summary()}; {found}"
 
     # While it goes on
 
     def _go_on(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        next_step = looked = time.monotonic()
+        began = next_step = looked = time.monotonic()
         errands = recovery.schedule(random.Random(f"{self._seed}/schedule"), seconds) if self._has_operator else []
         step = draw(self._seed, 0)
-        while (now := time.monotonic()) < until:
+        while (now := time.monotonic()) < began + seconds:
             self._tick()
-            if errands and now - self._began_at(until, seconds) >= errands[0][0]:
+            if errands and now - began >= errands[0][0]:
                 self._operate(errands.pop(0)[1])
             elif now >= next_step and len(self._wounds) < (1 if step.is_alone else OPEN_MAX):
                 self._take(step)
@@ -144,14 +146,10 @@ class Chaos:
                 step = draw(self._seed, step.number + 1)
             if now - looked > LOOK_S:
                 looked = now
-                if self.checks.flaws_so_far():
+                if self.checks.flaws_so_far() or self.power.flaws:
                     self._say("a check has found something: no more faults")
                     return
             time.sleep(TICK_S)
-
-    @staticmethod
-    def _began_at(until: float, seconds: float) -> float:
-        return until - seconds
 
     def _take(self, step: Step) -> None:
         self.steps += 1
