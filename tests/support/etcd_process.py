@@ -161,8 +161,8 @@ def _state(pid: int) -> str:
 
 
 async def wipe(client: Etcd) -> None:
-    """Deletes all keys."""
-    await client.txn(Txn((), (Delete(b"\0", b"\0"),)))
+    """Deletes all keys; after a test with a hundred thousand tasks that takes seconds."""
+    await client.txn(Txn((), (Delete(b"\0", b"\0"),)), timeout_s=60.0)
 
 
 @contextlib.contextmanager

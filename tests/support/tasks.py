@@ -31,6 +31,8 @@ GIVEN_BACK = Outcome(Reason.GIVEN_BACK, detail="stopped in order")
 CANCELED = Outcome(Reason.CANCELED)
 #: Generous: the machine may be busy.
 TIMEOUT_S = 20.0
+#: For all that there is in etcd to be read at once, after a hundred thousand tasks too.
+EVERYTHING_S = 60.0
 
 _numbers = itertools.count(1)
 
@@ -88,7 +90,7 @@ async def claimed(store: TaskStore, identity: Identity, spec: TaskSpec | None = 
 
 async def snapshot(etcd: Etcd, revision: int = 0) -> dict[bytes, bytes]:
     """Everything of ours, as it was at a revision (0: now)."""
-    result = await etcd.range(Range(b"/", b"0", revision=revision))
+    result = await etcd.range(Range(b"/", b"0", revision=revision), timeout_s=EVERYTHING_S)
     return {kv.key: kv.value for kv in result.kvs}
 
 
