@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from node.cli.output import json_line, line, note
 
 if TYPE_CHECKING:
-    from node.recovery.lone_etcd import BegunAgain
+    from node.recovery.begin_again import BegunAgain
 
 
 def tell_begun_again(how: str, done: BegunAgain, *, as_json: bool) -> None:

@@ -9,18 +9,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
 from pathlib import Path
 
-from etcd import keys
 from etcd.binary import find_etcd
 from etcd.client import EtcdClient
 from etcd.endpoints import ClientTls
-from etcd.port import Compare, Put, Range, Relation, Target, Txn
 from etcd.server import EtcdServer
 from etcd.server_flags import EtcdConfig
-from node.cluster.founding import Cluster, WrongCluster, read_cluster
 from node.config import Settings
 from node.datadir import DataDir
 from node.joining.foothold import CLUSTER_NAME
@@ -29,29 +24,6 @@ from pilfer.address import NODE_DNS_NAME
 
 #: A lone voter elects itself within some 2 s; a large database is read first.
 READY_LIMIT_S = 120.0
-_EPOCH_DAYS_BEGIN = date(2025, 1, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What a copy of the cluster's data holds."""
-
-    cluster: Cluster
-    revision: int
-    tasks: int
-    queued: int
-    running: int
-
-
-@dataclass(frozen=True, slots=True)
-class BegunAgain:
-    """A cluster that goes on from a copy of its data."""
-
-    contents: Contents
-    #: Of the cluster from now on.
-    epoch: int
-    #: What was there before; None: nothing.
-    aside: Path | None
 
 
 @contextlib.asynccontextmanager
@@ -81,37 +53,6 @@ async def lone_etcd(
             yield client
     finally:
         await server.stop()
-
-
-async def look(etcd: EtcdClient) -> Contents:
-    """Raises WrongCluster where no cluster was founded in it, StoreError."""
-    cluster = await read_cluster(etcd)
-    if cluster is None:
-        raise WrongCluster("there is no cluster in these data")
-    counts = []
-    for every in (keys.all_tasks(), keys.queued(), keys.running()):
-        counts.append(await etcd.range(Range(every.key, every.range_end, count_only=True)))
-    return Contents(cluster, counts[0].revision, *(found.count for found in counts))
-
-
-async def raise_epoch(etcd: EtcdClient, cluster: Cluster) -> int:
-    """Makes every fence token from here on larger than any that was handed out; gives the new epoch.
-
-    At least the days since 2025: then it is larger, too, than that of another recovery since the backup was made,
-    unless both are of one day. Safe to repeat. Raises StoreError, WrongCluster (somebody else writes to it).
-    """
-    days = (datetime.now(UTC).date() - _EPOCH_DAYS_BEGIN).days
-    epoch = max(cluster.epoch + 1, days)
-    key = keys.cluster_epoch()
-    raised = await etcd.txn(
-        Txn(
-            compares=(Compare(key, Target.VALUE, Relation.EQUAL, str(cluster.epoch).encode()),),
-            success=(Put(key, str(epoch).encode()),),
-        )
-    )
-    if not raised.succeeded:
-        raise WrongCluster("somebody else writes to these data: stop whatever it is, and begin again")
-    return epoch
 
 
 def ensure_own_trust(data: DataDir, *, may_found: bool) -> Trust:

@@ -3,9 +3,9 @@
 What the lost majority had acknowledged and this voter had not received is lost: that is what a quorum is for. So this
 is a person's decision, never the node's own, and the old data stay beside the new.
 
-Order: everything is checked; the data are copied aside, whole and durable, before anything is changed; then etcd
-forgets the other members, and the epoch is raised. A crash in between leaves the data as they were, or a cluster of
-one whose epoch is raised by the next try: repeating it is harmless.
+Order: everything is checked; the data are copied, and in the copy etcd forgets the other members and begins again
+(`begin_again.py`); whole and durable, it takes the place of the data, which are kept beside it. A crash in between
+leaves the data as they were or, between two renames, none in place: repeating it mends that.
 
 The other voters may come back one by one: this one tells each that it is a member no more, and it goes on as a client
 (`node/cluster/membership.py`). Two of them that start beside each other while neither reaches this one would be the
@@ -15,21 +15,22 @@ old quorum: the operator is told.
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from node.cluster.founding import WrongCluster
 from node.config import Settings
 from node.datadir import DataDir, DataDirError
 from node.joining.cluster_memory import ClusterMemory
-from node.recovery.lone_etcd import BegunAgain, ensure_own_trust, lone_etcd, look, raise_epoch
+from node.recovery.begin_again import BegunAgain, begin_again, look, put_in_place
+from node.recovery.lone_etcd import ensure_own_trust, lone_etcd
 
 #: Data of before, beside the new.
 ASIDE = "data.before-recover-"
+#: Where the copy is made, beside etcd's own directory.
+COPY = "recovering"
 #: Room that must be left on the disk when the copy is made.
 RESERVE_BYTES = 256 * 2**20
 
@@ -51,6 +52,8 @@ def survivor(data: DataDir) -> Survivor:
     if memory is None:
         raise DataDirError(f"{data.path} belongs to no cluster: there is nothing to recover")
     directory = data.etcd / "data"
+    if not directory.exists() and (asides := sorted(data.etcd.glob(f"{ASIDE}*"))):
+        directory = asides[-1]  # an earlier try was interrupted when it had put them aside
     if not (directory / "member" / "wal").is_dir():
         raise DataDirError(
             f"{data.path} holds no copy of the cluster's tasks, since this host had no vote: recover on one that had "
@@ -68,42 +71,32 @@ async def recover(settings: Settings, data: DataDir, *, say: Callable[[str], Non
     """
     found = survivor(data)
     trust = ensure_own_trust(data, may_found=False)
-    aside = data.etcd / f"{ASIDE}{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    say(f"copying the data to {aside}")
-    await asyncio.to_thread(copy_aside, found.data_dir, aside, found.size_bytes)
-    say("starting etcd alone, without the other members")
-    async with lone_etcd(settings, data.etcd, trust, force_new_cluster=True) as etcd:
-        contents = await look(etcd)
-        if contents.cluster.id != found.memory.cluster_id:
-            raise WrongCluster(
-                f"these data are of cluster {contents.cluster.id}, and this host belongs to {found.memory.cluster_id}"
-            )
-        epoch = await raise_epoch(etcd, contents.cluster)
-    return BegunAgain(contents, epoch, aside)
+    place = data.etcd / COPY
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        say("copying the data")
+        await asyncio.to_thread(copy, found.data_dir, place / "data", found.size_bytes)
+        say("starting etcd alone in the copy, without the other members")
+        async with lone_etcd(settings, place, trust, force_new_cluster=True) as etcd:
+            contents = await look(etcd)
+            if contents.cluster.id != found.memory.cluster_id:
+                raise WrongCluster(
+                    f"these data are of cluster {contents.cluster.id}, and this host belongs to "
+                    f"{found.memory.cluster_id}: nothing was changed"
+                )
+            epoch = await begin_again(etcd, contents.cluster, say=say)
+        aside = await asyncio.to_thread(put_in_place, place / "data", data.etcd / "data", ASIDE)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return BegunAgain(contents, epoch, aside or found.data_dir)
 
 
-def copy_aside(source: Path, target: Path, size_bytes: int) -> None:
-    """A whole and durable copy, or none. Raises DataDirError (no room), OSError."""
+def copy(source: Path, target: Path, size_bytes: int) -> None:
+    """Raises DataDirError (no room), OSError."""
     free = shutil.disk_usage(source).free
     if free < size_bytes + RESERVE_BYTES:
         raise DataDirError(
             f"the copy of {source} needs {size_bytes + RESERVE_BYTES} bytes, and {free} are free: make room first"
         )
-    unfinished = target.with_name(target.name + ".unfinished")
-    try:
-        shutil.copytree(source, unfinished)
-        for path in (*unfinished.rglob("*"), unfinished):
-            _sync(path)
-        unfinished.rename(target)
-        _sync(target.parent)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    target.parent.mkdir(mode=0o700)
+    shutil.copytree(source, target)

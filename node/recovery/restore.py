@@ -1,12 +1,12 @@
 """`node restore`: a cluster begins again from a backup, on one host, in an empty data directory or in its own.
 
-What happened after the backup was made is lost. Tasks that ran then are queued again when the leases of their nodes
-have run out, some seconds after the first start. Whatever is left of the old cluster must be stopped before, and must
-not be started again with its old data: its nodes would be a second cluster with the same tasks.
+What happened after the backup was made is lost. Tasks that ran then are queued again after the first start: their
+nodes' leases are waited for here (`begin_again.py`). Whatever is left of the old cluster must be stopped before, and
+must not be started again with its old data: its nodes would be a second cluster with the same tasks.
 
 Order: the backup is unpacked and looked into beside what is there; only then does it take its place, and what was there
 is kept. A crash in between changes nothing, or leaves an etcd directory without its `cluster.json`, which no start
-accepts: repeating the restore mends it.
+accepts, or a `cluster.json` without etcd's data: repeating the restore mends both.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from node.config import Settings
 from node.datadir import DataDir, DataDirError
 from node.joining.cluster_memory import ClusterMemory
-from node.recovery.lone_etcd import BegunAgain, ensure_own_trust, lone_etcd, look, raise_epoch
+from node.recovery.begin_again import BegunAgain, begin_again, look, put_in_place
+from node.recovery.lone_etcd import ensure_own_trust, lone_etcd
 from node.recovery.unpack import unpack
 from node.trust.material import has_joined
 
@@ -62,20 +62,10 @@ async def restore(settings: Settings, file: Path, data: DataDir, *, say: Callabl
                     f"{file} is of cluster {contents.cluster.id}, and {data.path} belongs to {memory.cluster_id}: "
                     "restore it into another, empty data directory (--data-dir)"
                 )
-            epoch = await raise_epoch(etcd, contents.cluster)
-        aside = _put_in_place(data, place)
+            epoch = await begin_again(etcd, contents.cluster, say=say)
+        aside = await asyncio.to_thread(put_in_place, place / "data", data.etcd / "data", ASIDE)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     memory = memory or ClusterMemory(data.path, cluster_id=contents.cluster.id, name=settings.name, is_founder=True)
     memory.save()
     return BegunAgain(contents, epoch, aside)
-
-
-def _put_in_place(data: DataDir, place: Path) -> Path | None:
-    there = data.etcd / "data"
-    aside = None
-    if there.exists():
-        aside = data.etcd / f"{ASIDE}{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-        there.rename(aside)
-    (place / "data").rename(there)
-    return aside

@@ -11,6 +11,7 @@ import pytest
 
 from pilfer import TaskSpec
 from tests.cluster_live.conftest import Note
+from tests.support.beats import overlaps, setbacks
 from tests.support.lab import Lab, LabNode, laboratory
 from tests.support.wait import wait_until_sync
 
@@ -42,6 +43,7 @@ def test_a_survivor_is_made_a_cluster_of_its_own(note: Note) -> None:
         refused = _recover(c, "--yes")
         assert (refused.returncode, "is in use by the node with pid" in refused.stderr) == (1, True)
 
+        lab.judge()
         for lost in (a, b):
             lost.kill()
         began = time.monotonic()
@@ -81,4 +83,48 @@ def test_a_survivor_is_made_a_cluster_of_its_own(note: Note) -> None:
         lab.heal()
         lab.wait_voters(3)
         assert any((lost.data_dir / "etcd").glob("data.removed-*") for lost in (a, b))
-        lab.judge(expect_ended=True)
+        # (The history before the recovery is compacted.)
+        assert lab.witness.flaws() == []
+
+
+def test_a_survivor_that_lagged_and_a_node_that_knew_more() -> None:
+    """c has not received that d claimed a task when the others are lost. For the cluster that c becomes, the task is
+    queued; d, which lives through all of it, runs it. It must have ended that before anybody runs it again."""
+    with laboratory() as lab:
+        for name in ("a", "b"):
+            lab.grow(name, cpu=1.0)
+        lab.grow("c", voters=3)
+        lab.grow("d", voters=3)
+        a, b, c, _ = lab.nodes.values()
+        endless, wanted = lab.witness.task(600.0, cpu=4.0), lab.witness.task(600.0, cpu=4.0, name="wanted")
+        blockers = lab.submit(endless, endless, through=a)
+        wait_until_sync(lambda: set(lab.places_of(blockers).values()) == {"c", "d"}, 30.0, what="c and d are full")
+        (task_id,) = lab.submit(wanted, through=a)
+        wait_until_sync(lambda: lab.revision(c) == lab.revision(a), what="c has heard of the task")
+        c.pause("etcd")
+        on_d = next(blocker for blocker, place in lab.places_of(blockers).items() if place == "d")
+        with a.client() as client:
+            client.cancel(on_d)
+        wait_until_sync(lambda: lab.places_of([task_id]) == {task_id: "d"}, 30.0, what="d runs the task")
+        lab.witness.wait_run(task_id, 1)
+        for lost in (a, b, c):
+            lost.power_off()
+        for lost in (a, b):
+            lab.wipe(lost)
+        done = _recover(c, "--yes", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["queued"] == 1, "c has not heard that the task runs"
+        lab.begin(c)
+        c.wait_serving()
+        with c.client(patience_s=30.0) as client:
+            client.cancel(blockers)
+        lab.witness.wait_run(task_id, 2, 60.0)
+        with c.client() as client:
+            client.cancel(task_id)
+            client.wait(task_id, timeout_s=30.0)
+        runs = lab.witness.look()
+        # The claim that c never heard of is counted anew; its fence token is not.
+        assert overlaps(runs) + setbacks(runs, epochs=[runs.of(task_id)[0].last_sent]) == []
+        # d has heard that what it knew is no more: it goes by what the new cluster says.
+        drained = c.cli("drain", "d", "--wait", timeout_s=60.0)
+        assert drained.returncode == 0, drained.stderr
