@@ -67,6 +67,8 @@ NETWORKS_AHEAD = 4
 _WORDS_MAX = 3000
 #: errnos of a send that do not mean that the other end is gone (unix(7)).
 _SHORTAGES = (errno.ENOBUFS, errno.ENOMEM)
+#: errnos that whoever has the directory can do something about.
+_OF_A_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 #: struct signalfd_siginfo (signalfd(2))
 _SIGNAL_BYTES = 128
 
@@ -439,7 +441,8 @@ def _told_by_path(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HostLacks(f"{path} cannot be made ready: {error.strerror}; make it writable, with room") from error
+        advice = "; make it writable, with room" if error.errno in _OF_A_DISK else ""
+        raise HostLacks(f"{path} cannot be made ready: {error.strerror or error}{advice}") from error
 
 
 def _read_config(control: socket.socket) -> SpawnerConfig:
