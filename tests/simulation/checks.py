@@ -8,7 +8,8 @@
 * CancelIsObeyed: a canceled task's processes are gone within its grace and 2 s, unless its host was disturbed (5).
 * everything of `tests/support/history.py`, at every revision of etcd (1, 2, 3, 6, 10).
 * EventuallyTerminal: once the faults have stopped every task ends in bounded time (7).
-* NothingBreaks: no task of a node ends with an exception that nobody expects.
+* NothingBreaks: no node ends by an exception, or with a refusal that it has not earned, whatever runs there by the end
+  of the world; nothing goes wrong where nobody waits for it.
 
 What a calm host owes is in `promises.py`.
 """

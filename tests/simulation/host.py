@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -73,6 +74,17 @@ class SimNode:
         #: Why the cluster takes no node of this host; None: it does.
         self.refused: HostRefused | None = None
         self.task = self.process.start(self._run())
+        # Of no process, so that it is told whoever lives by then.
+        self.task.add_done_callback(self._ended, context=contextvars.Context())
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Told at once: by the end of the world another node may run in its place."""
+        if task.cancelled():
+            self._host.broke("nobody may cancel a node as a whole")
+        elif (error := task.exception()) is not None:
+            self._host.broke(repr(error))
+        elif self.refused is not None and not self._host.may_be_refused:
+            self._host.broke(f"it is refused for nothing: {self.refused!r}")
 
     async def _run(self) -> None:
         """A refusal ends the process, with its reason."""
@@ -211,8 +223,10 @@ class Host:
         chance: Random,
         *,
         capacity: Capacity,
+        add: Callable[[str, str, str], None],
         tell: Callable[[str], None],
     ) -> None:
+        """add: is given each flaw (rule, what, words)."""
         self.name = name
         #: Which machine it is; the host's id travels with a copy of its data directory, and this does not.
         self.machine_id = name
@@ -226,6 +240,7 @@ class Host:
         self.watcher = watcher
         self.chance = chance
         self.capacity = capacity
+        self._add = add
         self.tell = tell
         self.link = Link(cluster, chance)
         #: Of the wall clock, ahead of the true time; a list, so that all of the host's contexts see it jump.
@@ -279,13 +294,9 @@ class Host:
         self.befallen += max(by, 0)
         self.calm_since = float("inf") if self._troubles else true_time() + AFTERMATH_S
 
-    @property
-    def broken(self) -> BaseException | None:
-        """What ended its node, if that was neither an order nor a refusal that it has earned."""
-        node = self.node
-        if node is None or node.process.is_dead or not node.task.done() or node.task.cancelled():
-            return None
-        return node.task.exception() or (None if self.may_be_refused else node.refused)
+    def broke(self, words: str) -> None:
+        """A node of it has ended, and that was neither an order nor a refusal that it has earned."""
+        self._add("NothingBreaks", self.name, words)
 
     def start(self) -> None:
         self.tell(f"{self.name} starts")

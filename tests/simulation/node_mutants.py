@@ -125,6 +125,12 @@ NODE_MUTANTS = (
         "for item, one in zip(items, reversed(results), strict=True):",
     ),
     Mutant(
+        "a comparison of the own keys that gets no answer ends the node",
+        "node/running/own_keys.py",
+        'log.warning("own running keys could not be compared, trying again: %s", error)',
+        'raise RuntimeError("a mutant") from error',
+    ),
+    Mutant(
         "more is booked than there is",
         "node/core/requirements.py",
         "if not self._free.holds(needs):",

@@ -179,12 +179,16 @@ class Upheavals:
         for _ in range(2):
             name, host_id = f"h{len(self._hosts)}", self._new_id()
             chance, capacity = Random(self._chance.getrandbits(64)), Capacity(1.0, 1 << 34)
-            new = Host(name, host_id, self._cluster, self._checks, chance, capacity=capacity, tell=self._tell)
+            new = self._host(name, host_id, chance, capacity)
             new.admission, new.may_be_refused = self._newcomers.admission(host_id, token, "", at=at), True
             new.limits = host.limits
             self._checks.capacity[host_id] = capacity.cpu
             self._hosts.append(new)
             new.start()
+
+    def _host(self, name: str, host_id: str, chance: Random, capacity: Capacity) -> Host:
+        checks = self._checks
+        return Host(name, host_id, self._cluster, checks, chance, capacity=capacity, add=checks.add, tell=self._tell)
 
     def _new_id(self) -> str:
         return f"00000000-0000-4000-8000-{self._chance.getrandbits(48):012x}"
@@ -199,7 +203,7 @@ class Upheavals:
             host.kill()
         chance = Random(self._chance.getrandbits(64))
         machine = f"{host.name}-copy{len(self._copies)}"
-        copy = Host(machine, host.id, self._cluster, self._checks, chance, capacity=host.capacity, tell=self._tell)
+        copy = self._host(machine, host.id, chance, host.capacity)
         copy.last_run, copy.node_name, copy.may_be_refused = host.last_run, host.node_name, True
         self._copies.append(copy)
         copy.start()

@@ -146,6 +146,7 @@ class World:
             self.checks,
             Random(self.chance.getrandbits(64)),
             capacity=Capacity(cpu, 1 << 34),
+            add=self.checks.add,
             tell=self.tell,
         )
         host.link.distance = self.chance.choice((self.theme and self.theme.distances) or (1.0, 1.0, 5.0))
@@ -183,8 +184,7 @@ class World:
             await self._wait_forgotten()
             await self._wait_restored()
         tending.cancel()
-        errors = [f"{host.name}: {error!r}" for host in self.hosts if (error := host.broken) is not None]
-        self.checks.finish(self.submitted, [*self._loop.errors, *errors])
+        self.checks.finish(self.submitted, self._loop.errors)
 
     @contextlib.asynccontextmanager
     async def _people(self) -> AsyncIterator[TaskStore]:
