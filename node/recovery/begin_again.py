@@ -21,12 +21,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from etcd import keys
-from etcd.client import EtcdClient
 from etcd.port import Compare, Put, Range, Relation, Target, Txn
 from node.cluster.founding import Cluster, WrongCluster, read_cluster
 from node.files import sync_directory
+
+if TYPE_CHECKING:
+    from etcd.client import EtcdClient
 
 #: A voter that lagged by more writes than these is a case for a backup rather; raft sends 512 messages ahead.
 REVISIONS_PASSED = 10_000
