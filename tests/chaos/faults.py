@@ -8,9 +8,11 @@ same story as far as the processes let it. Undoing never waits: a machine that s
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +30,8 @@ WEIGHTS = {
     "unplug": 2, "lose": 3, "cut": 2, "partition": 2, "fade": 3,
     "fill the disk": 3, "move the leader": 2, "drain": 2,
 }  # fmt: skip
+#: What ends or stops processes, at once or (etcd, where nothing can be written) a moment later.
+OF_PROCESSES = frozenset({"kill", "pause", "power off", "stop", "restart", "blackout", "fill the disk"})
 #: Shares of packets that a fading cable loses each way: from hardly noticed to hardly usable.
 FADES = (0.02, 0.1, 0.3, 0.6)
 UNDRAIN_EVERY_S = 1.0
@@ -53,6 +57,11 @@ class Faults:
         self._to_undrain: set[str] = set()
         self._drained: set[str] = set()
         self._asked = 0.0
+        #: By name, how many wounds hold parts of it still.
+        self._paused: Counter[str] = Counter()
+        #: When a node was killed alone, or with parts of its machine: by its id, with time.monotonic(). Those whose
+        #: spawner stands still are left out: it cannot kill anything.
+        self.deaths: dict[str, float] = {}
         #: Why cables do not fade here; None where they do.
         self.fade_lack = lab.network.find_fade_lack()
         self._kinds: dict[str, Callable[[random.Random, LabNode, list[LabNode]], Wound | None]] = {
@@ -65,6 +74,8 @@ class Faults:
     def begin(self, kind: str, rng: random.Random) -> Wound | None:
         """Does one of WEIGHTS to whom rng chooses; None where that is not possible now."""
         nodes = [self._lab.nodes[name] for name in sorted(self._lab.nodes)]
+        if kind in OF_PROCESSES:
+            nodes = [node for node in nodes if node.name != self._power.spared]
         rng.shuffle(nodes)
         return self._kinds[kind](rng, nodes[0], nodes[1:])
 
@@ -77,12 +88,22 @@ class Faults:
         found = [(node, part, process) for node in victims for part in parts if (process := _find(node, part))]
         if not found:
             return None
-        for _, _, process in found:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
         down = [node for node, part, _ in found if part == "node"]
+        with self._noted(down):
+            for _, _, process in found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         words = f"kill -9 of {', '.join(f'{part} of {node.name}' for node, part, _ in found)}"
         return Wound(words, self._power.keep_off(down))
+
+    @contextlib.contextmanager
+    def _noted(self, victims: list[LabNode]) -> Iterator[None]:
+        """These nodes are killed within."""
+        ids = [_find_id(node) for node in victims if self._paused[node.name] <= 0]
+        yield
+        now = time.monotonic()
+        for node_id in filter(None, ids):
+            self.deaths.setdefault(node_id, now)
 
     def _pause(self, rng: random.Random, victim: LabNode, others: list[LabNode]) -> Wound | None:
         parts = rng.sample(PARTS, rng.choice((1, 1, 2, 3)))
@@ -96,7 +117,10 @@ class Faults:
             with contextlib.suppress(AssertionError, psutil.NoSuchProcess):
                 node.pause(part)
 
+        self._paused.update(node.name for node in victims)
+
         def undo() -> None:
+            self._paused.subtract(node.name for node in victims)
             for node in victims:
                 node.resume()
 
@@ -112,9 +136,10 @@ class Faults:
         """The whole cluster at once: the node processes alone, or all that runs."""
         victims = [node for node in (victim, *others) if node.is_up]
         if rng.random() < 0.5:
-            for node in victims:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    psutil.Process(node.pid).kill()
+            with self._noted(victims):
+                for node in victims:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        psutil.Process(node.pid).kill()
             words = "kill -9 of every node at once"
         else:
             for node in victims:
@@ -136,7 +161,8 @@ class Faults:
         if is_in_order:
             victim.terminate()
         else:
-            victim.kill()
+            with self._noted([victim]):
+                victim.kill()
         return Wound(f"restart {victim.name} by {'SIGTERM' if is_in_order else 'kill -9'}")
 
     # Cables
@@ -251,6 +277,15 @@ def _undrain(name: str, client: Client) -> NodeView:
 
 def _find(node: LabNode, part: str) -> psutil.Process | None:
     return node.find_part(part) if node.is_up else None
+
+
+def _find_id(node: LabNode) -> str | None:
+    """Of the node that runs there, as it has noted it down before it runs anything."""
+    try:
+        found = json.loads((node.data_dir / "incarnation.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return str(found["node_id"])
 
 
 def _names(nodes: list[LabNode]) -> str:

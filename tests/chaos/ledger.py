@@ -66,8 +66,8 @@ class Ledger:
         self.cpu_of: dict[str, float] = {}
         self.runs_max_of: dict[str, int] = {}
         self.cancels: dict[str, Cancel] = {}
-        #: Of the tasks that beat, those that ran to their own end.
-        self.beating_complete: list[str] = []
+        #: Of the tasks that beat, those that ran to their own end: with the number of the attempt that did.
+        self.beating_complete: list[tuple[str, int]] = []
         self.flaws: list[str] = []
         self.flaws_in_all = 0
         #: Some node's disk was full at some time.
@@ -137,7 +137,7 @@ class Ledger:
             self._ended[task.id] = Ended(task.status, time.monotonic())
             self._newest_ended.append(task.id)
             if entry.act.beats and task.status is Status.COMPLETE:
-                self.beating_complete.append(task.id)
+                self.beating_complete.append((task.id, task.attempt))
             reason = f"{task.status} ({task.reason})" if task.status is not Status.COMPLETE else str(task.reason)
             words = f"{entry.act.kind}: {reason}"
             self.counts[words] = self.counts.get(words, 0) + 1

@@ -6,7 +6,7 @@ cluster, too: a second disk must not be lost before the vote of the first one's 
 voters are one, and nothing acknowledged is safe any more.
 
 What is checked on the way: a host that was removed stays out (`RemovedStaysOut`) until its data directory is empty, and
-everything comes to its end within a bounded time (`MembershipGoesOn`) once nothing is hurt any more.
+every errand comes to its end within a bounded time once nothing is hurt any more (`HostsComeAndGo`).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Members:
         outside = [name for name in NEWCOMERS if name not in self._lab.nodes]
         if kind == "join":
             return self._join(rng, rng.choice(outside)) if outside else None
-        victim = self._lab.nodes[rng.choice(sorted(self._lab.nodes))]
+        victim = self._lab.nodes[rng.choice(sorted(self._lab.nodes.keys() - {self._power.spared}))]
         if len(self._lab.nodes) <= LEAST or not (victim.data_dir / "host_id").exists():
             return None
         if kind == "lose a disk":

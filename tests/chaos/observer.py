@@ -108,6 +108,8 @@ class Observer:
         self._followed_at = time.monotonic()
         self._finish: Path | None = None
         self.gaps = 0
+        #: Revisions that nobody has judged.
+        self.torn = 0
 
     # Commands
 
@@ -178,6 +180,7 @@ class Observer:
             torn = found.revision - self.history.revision
             silent_s = time.monotonic() - self._followed_at
             self.gaps += 1
+            self.torn += torn
             self._tell({"gap": f"{torn} revisions in {silent_s:.0f} s were compacted before they could be read"})
             self.history.skip_to(found.revision, found.kvs, may_have_forgotten=silent_s > KEEP_S)
         self._parts.write([json.dumps({"snapshot": found.revision, "keys": len(found.kvs)})])
@@ -218,7 +221,7 @@ class Observer:
         flaws = self.history.finish(must_be_known, expect_ended=True)
         self._note()
         self._parts.close()
-        return judgement(self.history, flaws) | {"gaps": self.gaps}
+        return judgement(self.history, flaws) | {"gaps": self.gaps, "torn": self.torn}
 
 
 def _line(event: Event) -> str:

@@ -79,6 +79,8 @@ class Power:
         self._full_at: dict[str, float] = {}
         #: Pids whose end was judged.
         self._judged: set[int] = set()
+        #: The name of a machine whose processes are let live for the time being; empty: none.
+        self.spared = ""
         #: Ids of hosts that were removed from the cluster.
         self.removed: set[str] = set()
         #: How often a node ended by itself as it may, by the reason.

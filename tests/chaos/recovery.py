@@ -110,9 +110,11 @@ class Operator:
         try:
             done = through.cli("backup", str(file), timeout_s=COMMAND_S)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"node backup through {through.name} did not end within {COMMAND_S} s") from None
+            raise AssertionError(
+                f"BackupIsWhole: node backup through {through.name} did not end within {COMMAND_S} s"
+            ) from None
         if done.returncode:
-            assert not file.exists(), f"a backup failed and left its file: {done.stderr}"
+            assert not file.exists(), f"BackupIsWhole: a backup failed and left its file: {done.stderr}"
             self._tell(f"no backup through {through.name} now: {done.stderr.strip().splitlines()[-1:]}")
             return
         self._tell(f"backup through {through.name}: {self._look_into(file)}")
@@ -125,12 +127,12 @@ class Operator:
             return [files[-1] for node in self._lab.nodes.values() if (files := _snapshots(node))]
 
         wait_until_sync(
-            lambda: len(newest()) == len(self._lab.nodes), 4 * SNAPSHOT_INTERVAL_S, what="every node has a snapshot",
+            lambda: len(newest()) == len(self._lab.nodes), 4 * SNAPSHOT_INTERVAL_S, what="SnapshotsRoll: every node has a snapshot",
             every_s=1.0,
         )  # fmt: skip
         for node in self._lab.nodes.values():
             # One more while the oldest is about to go.
-            assert len(_snapshots(node)) <= KEPT + 1, f"{node.name} keeps {_snapshots(node)}"
+            assert len(_snapshots(node)) <= KEPT + 1, f"SnapshotsRoll: {node.name} keeps {_snapshots(node)}"
         copy = self._desk / "newest"
         self._desk.mkdir(exist_ok=True)
         for file in newest():
@@ -184,10 +186,13 @@ class Operator:
         """The majority of the voters is gone for good; one that is left has all that was acknowledged."""
         lab = self._lab
         self._load.pause()
-        survivor, *others = self._rng.sample(voters := lab.voters(), len(voters))
+        # A machine that is spared comes last: where enough others vote, it lives through this.
+        voters = sorted(self._rng.sample(lab.voters(), len(lab.voters())), key=self._is_spared)
+        survivor, *others = voters
         self._wait_caught_up(survivor)
         # Too few are left for a quorum; some may be left beside the survivor, and are told that they vote no more.
-        lost = others[: self._rng.randint(len(voters) - quorum(len(voters)) + 1, len(others))]
+        least = len(voters) - quorum(len(voters)) + 1
+        lost = others[: self._rng.randint(least, max(least, len(others) - self._is_spared(others[-1])))]
         self._tell(f"{_names(lost)} are lost with their disks; {survivor.name} is to be the cluster")
         old = [node.host_id for node in lost]
         for node in lost:
@@ -236,6 +241,9 @@ class Operator:
         self._bring_back(others, old)
         file.unlink()
         self._load.resume()
+
+    def _is_spared(self, node: LabNode) -> bool:
+        return node.name == self._power.spared
 
     def _wait_caught_up(self, survivor: LabNode) -> None:
         revision = self._lab.revision(self._lab.get_leader())

@@ -45,8 +45,18 @@ ERRAND_SHARE = 0.12
 HEAL_S = 240.0
 #: All tasks end within this, once everything is healed and no more are submitted.
 PROGRESS_S = 240.0
+#: Runs in which one machine is spared what ends processes, and for which part of them: so that its node, spawner and
+#: etcd live for long enough to be seen to grow. What it shows is worth more than the same faults on one machine more.
+SPARED_SHARE = 0.8
+SPARED_FOR = 0.5
 #: Between two looks at what the checks have found.
 LOOK_S = 5.0
+
+
+def draw_spared(seed: int) -> str:
+    """The machine that is spared for a while; empty: none."""
+    rng = random.Random(f"{seed}/spared")
+    return rng.choice(NODES) if rng.random() < SPARED_SHARE else ""
 
 
 @dataclass(frozen=True)
@@ -88,9 +98,9 @@ class Chaos:
         self._began = time.monotonic()
         self.story: list[str] = []
         self.load = Load(lab, random.Random(f"{seed}/load"), self._say)
-        self.checks = Checks(lab, self.load, self._say)
         self.power = Power(lab, self._say)
         self.faults = Faults(lab, self.power, on_full_disk=self._note_full_disk)
+        self.checks = Checks(lab, self.load, self._say, deaths=self.faults.deaths)
         self.members = Members(lab, self.power, self.faults, self._say, flags=FLAGS)
         self._rng = random.Random(f"{seed}/answers")
         answers = random.Random(f"{seed}/operator")
@@ -136,8 +146,14 @@ class Chaos:
         began = next_step = looked = time.monotonic()
         errands = recovery.schedule(random.Random(f"{self._seed}/schedule"), seconds) if self._has_operator else []
         step = draw(self._seed, 0)
+        self.power.spared = draw_spared(self._seed)
+        if self.power.spared:
+            self._say(f"{self.power.spared} is spared what ends processes for {seconds * SPARED_FOR:.0f} s")
         while (now := time.monotonic()) < began + seconds:
             self._tick()
+            if self.power.spared and now > began + seconds * SPARED_FOR:
+                self._say(f"{self.power.spared} is spared no more")
+                self.power.spared = ""
             if errands and now - began >= errands[0][0]:
                 self._operate(errands.pop(0)[1])
             elif now >= next_step and len(self._wounds) < (1 if step.is_alone else OPEN_MAX):
@@ -178,6 +194,8 @@ class Chaos:
         self.faults.undrain(self._rng)
 
     def _operate(self, kind: str) -> None:
+        if kind == "restore" and self.power.spared:
+            kind = "back up"  # where everything is lost, nobody is spared
         if kind != "back up":
             self._say(f"healing before the operator's {kind}")
             self.heal()

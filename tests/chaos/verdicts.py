@@ -1,15 +1,19 @@
 """What the witness, the ledger and the listing must agree on. Pure: each function is given observations, and gives
 flaws by the names of the invariants.
 
-* OneRunAtATime, RunsAscend, CapacityNeverExceeded: of the beats alone (`tests/support/beats.py`).
+* OneRunAtATime, RunsAscend: of the beats alone (`tests/support/beats.py`).
+* CapacityNeverExceeded: what the tasks of a node reserve of its CPUs never adds up to more than it lends. Only tasks
+  that beat are added up, about two thirds of all: what others hold beside them is not seen.
 * RunsBounded: a task that may not be run again, or twice at most, never begins more often.
-* CompleteHasRun: a task that is complete was heard to end by itself.
+* CompleteHasRun: a task that is complete was heard to end by itself, in the attempt that its record calls complete.
+* GoneWithItsNode: after kill -9 of a node nothing of its tasks beats on.
 * CancelIsObeyed: what was canceled in the queue never beats again; what was asked to end does not go on for long.
 * SubmittedIsEnded: every id that was acknowledged is listed once, with an end; nothing is listed that nobody submitted.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -20,6 +24,8 @@ from tests.support.beats import Runs, excesses, overlaps, setbacks
 #: A node that does not hear of a cancel hears of it at its next comparison (5 s), or is cut off from etcd and freezes
 #: at the deadline of its lease (5 s); then 5 s of grace and 2 s. The rest is for a machine of 2 cores under 5 nodes.
 CANCEL_BOUND_S = 30.0
+#: The design says 1 s (its spawner hears of it at once, and kills); the rest is for a machine of 2 cores under 5 nodes.
+GONE_S = 5.0
 #: Told in full up to here, of each kind.
 TOLD_MAX = 20
 
@@ -47,12 +53,32 @@ def flaws_of_bounds(runs: Runs, epochs: Epochs, runs_max_of: Mapping[str, int]) 
     return found
 
 
-def flaws_of_ends(runs: Runs, complete: Iterable[str]) -> list[str]:
-    """complete: ids of beating tasks that are complete."""
+def flaws_of_ends(runs: Runs, complete: Iterable[tuple[str, int]]) -> list[str]:
+    """complete: beating tasks that are complete, each with the number of the attempt that was."""
     return [
-        f"CompleteHasRun: task {task_id} is complete; heard: {[str(run) for run in runs.of(task_id)]}"
-        for task_id in complete
-        if not any(run.has_ended for run in runs.of(task_id))
+        f"CompleteHasRun: task {task_id} is complete, attempt {attempt}: {[str(run) for run in runs.of(task_id)]}"
+        for task_id, attempt in complete
+        if not any(run.has_ended and run.attempt == attempt for run in runs.of(task_id))
+    ]
+
+
+def lingering(runs: Runs, deaths: Mapping[str, float]) -> dict[str, float]:
+    """How long tasks beat on after the death of their node, in seconds, of those that did. deaths: when (by the
+    witness's clock) which node id was killed."""
+    found: dict[str, float] = {}
+    for task_id in runs.by_task:
+        for run in runs.of(task_id):
+            if (late_s := run.last_sent - deaths.get(run.node_id, math.inf)) > 0:
+                found[task_id] = max(late_s, found.get(task_id, 0.0))
+    return found
+
+
+def flaws_of_deaths(runs: Runs, deaths: Mapping[str, float]) -> list[str]:
+    return [
+        f"GoneWithItsNode: task {task_id} beat for {late_s:.1f} s after kill -9 of its node: "
+        f"{[str(run) for run in runs.of(task_id)]}"
+        for task_id, late_s in lingering(runs, deaths).items()
+        if late_s > GONE_S
     ]
 
 

@@ -95,7 +95,7 @@ class TestLedger:
         assert entry is not None
         assert entry.act is ACT
         assert ledger.ended(EXITED) is None
-        assert (ledger.open(), ledger.all_acknowledged(), ledger.beating_complete) == ({}, {ID}, [ID])
+        assert (ledger.open(), ledger.all_acknowledged(), ledger.beating_complete) == ({}, {ID}, [(ID, 1)])
         assert ledger.flaws == []
 
     def test_what_was_answered_comes_into_no_doubt_again(self) -> None:

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 from tests.chaos import faults, members, recovery
-from tests.chaos.run import LASTS_S, PAUSES_S, draw
+from tests.chaos.run import LASTS_S, NODES, PAUSES_S, draw, draw_spared
 
 STEPS = [draw(17, number) for number in range(1000)]
 
@@ -27,6 +27,13 @@ def test_every_kind_is_drawn_and_no_other() -> None:
 
 def test_steps_have_details_of_their_own() -> None:
     assert len({random.Random(step.seed).random() for step in STEPS}) == len(STEPS)
+
+
+def test_a_seed_spares_one_machine_or_none() -> None:
+    drawn = Counter(draw_spared(seed) for seed in range(1000))
+    assert set(drawn) == {"", *NODES}
+    assert 100 < drawn[""] < 300
+    assert draw_spared(17) == draw_spared(17)
 
 
 def test_an_operator_does_everything_in_every_ten_minutes() -> None:

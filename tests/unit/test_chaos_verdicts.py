@@ -9,12 +9,15 @@ from tests.chaos.ledger import Cancel
 from tests.chaos.traces import left_behind
 from tests.chaos.verdicts import (
     CANCEL_BOUND_S,
+    GONE_S,
     TOLD_MAX,
     flaws_of_bounds,
     flaws_of_cancels,
+    flaws_of_deaths,
     flaws_of_ends,
     flaws_of_listing,
     flaws_of_runs,
+    lingering,
     told,
 )
 from tests.support.beats import Beat, Runs
@@ -66,8 +69,16 @@ def test_who_may_run_once_runs_once_between_recoveries() -> None:
 
 def test_what_is_complete_was_heard_to_end() -> None:
     runs = heard((A, 1, 0, 5))
-    assert flaws_of_ends(runs, [A]) == []
-    assert names(flaws_of_ends(runs, [A, B])) == {"CompleteHasRun"}
+    assert flaws_of_ends(runs, [(A, 1)]) == []
+    assert names(flaws_of_ends(runs, [(A, 1), (B, 1)])) == {"CompleteHasRun"}
+    assert names(flaws_of_ends(runs, [(A, 2)])) == {"CompleteHasRun"}, "an earlier run's end is none of this attempt"
+
+
+def test_tasks_are_gone_with_their_node() -> None:
+    runs = heard((A, 1, 0, 20), (B, 1, 0, 5), node="n")
+    assert flaws_of_deaths(runs, {"n": 20 - GONE_S, "m": 0.0}) == []
+    assert names(flaws_of_deaths(runs, {"n": 19 - GONE_S})) == {"GoneWithItsNode"}
+    assert lingering(runs, {"n": 4.0}) == {A: 16.0, B: 1.0}
 
 
 def test_cancels_are_obeyed() -> None:
