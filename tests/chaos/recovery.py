@@ -127,8 +127,8 @@ class Operator:
             return [files[-1] for node in self._lab.nodes.values() if (files := _snapshots(node))]
 
         wait_until_sync(
-            lambda: len(newest()) == len(self._lab.nodes), 4 * SNAPSHOT_INTERVAL_S, what="SnapshotsRoll: every node has a snapshot",
-            every_s=1.0,
+            lambda: len(newest()) == len(self._lab.nodes), 4 * SNAPSHOT_INTERVAL_S,
+            what="SnapshotsRoll: every node has a snapshot", every_s=1.0,
         )  # fmt: skip
         for node in self._lab.nodes.values():
             # One more while the oldest is about to go.
