@@ -7,8 +7,6 @@ processes did besides, the witness and the logs tell.
 from __future__ import annotations
 
 import random
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from pilfer import Reason, Requirements, Status, Stream, Task, TaskSpec
 from pilfer._convert import new_task_message
 from pilfer.v1 import tasks_pb2
 from tests.chaos.pattern import LINE_BYTES
-from tests.support.beats import Witness
+from tests.support.beats import Witness, compile_program
 
 _SOURCE = Path(__file__).with_name("acts.c")
 _MIB = 1024 * 1024
@@ -88,10 +86,7 @@ class Acts:
 
     def build(self) -> None:
         """Compiles the program; once."""
-        compiler = shutil.which("cc") or shutil.which("gcc")
-        if compiler is None:
-            raise RuntimeError("no C compiler for the program of the tasks (as setup needs for the sandbox)")
-        subprocess.run([compiler, "-std=gnu11", "-O2", "-o", self.program, _SOURCE], check=True)
+        compile_program(_SOURCE, self.program)
 
     def draw(self, rng: random.Random) -> Act:
         weights = [weight for weight, _ in self._kinds.values()]

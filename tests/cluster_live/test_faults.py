@@ -32,7 +32,7 @@ def chaos() -> Iterator[Chaos]:
         chaos.heal()
         chaos.load.stop()
         chaos.wait_all_ended()
-        assert chaos.members.flaws + chaos.checks.finish() == []
+        assert chaos.power.flaws + chaos.members.flaws + chaos.checks.finish() == []
 
 
 @pytest.fixture

@@ -177,6 +177,14 @@ def parse(line: str) -> Beat:
     )
 
 
+def compile_program(source: Path, program: Path) -> None:
+    """A C program of one file, for tasks to run. Raises RuntimeError where there is no compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise RuntimeError("no C compiler for the program of the tasks (as setup needs for the sandbox)")
+    subprocess.run([compiler, "-std=gnu11", "-O2", "-o", program, source], check=True)
+
+
 class Witness:
     """Runs the witness process and reads what it writes. A context manager; `directory` is to be shared with tasks
     (`--share DIR:rw`), for the program and the socket lie there."""
@@ -197,10 +205,7 @@ class Witness:
         self.directory.mkdir(parents=True, exist_ok=True)
         # Tasks run as users of their own.
         self.directory.chmod(0o755)
-        compiler = shutil.which("cc") or shutil.which("gcc")
-        if compiler is None:
-            raise RuntimeError("no C compiler for the program of the tasks (as setup needs for the sandbox)")
-        subprocess.run([compiler, "-std=gnu11", "-O2", "-o", self.program, _SOURCE], check=True)
+        compile_program(_SOURCE, self.program)
         self._process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", self.program, "witness", self.socket, self._file],
             stdout=subprocess.PIPE,
