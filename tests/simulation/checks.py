@@ -25,6 +25,8 @@ from tests.simulation.sandboxes import Command
 from tests.support.fake_store import Change
 from tests.support.history import Flaw, History
 
+#: The rule that is broken by an exception, and not by a decision.
+BREAKS = "NothingBreaks"
 #: Sums of CPU shares are of floats.
 _ROUNDING = 1e-6
 
@@ -130,7 +132,7 @@ class Checks:
         for flaw in self.history.finish(submitted, expect_ended=True)[self._told :]:
             self._add(str(flaw))
         for error in errors:
-            self.add("NothingBreaks", "a node", error)
+            self.add(BREAKS, "a node", error)
 
     def add(self, rule: str, what: str, words: str) -> None:
         self._add(str(Flaw(rule, self.history.revision, what, words)))

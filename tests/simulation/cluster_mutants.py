@@ -15,6 +15,7 @@ CLUSTER_MUTANTS = (
         _HOST_RECORD,
         _NO_REMOVAL,
         "",
+        rules=("RemovedStaysOut",),
         beside=(("node/cluster/lease_keeper.py", "if seen.is_removed:", "if False:"),),
     ),
     Mutant(
@@ -22,6 +23,7 @@ CLUSTER_MUTANTS = (
         _DRAIN,
         _NODE_ABSENT,
         "",
+        rules=("RemovedStaysOut",),
         beside=((_DRAIN, "if node.is_living:", "if False:"),),
     ),
     Mutant(
@@ -29,12 +31,14 @@ CLUSTER_MUTANTS = (
         "tests/simulation/host.py",
         "if last is not None and last.machine_id == self._host.machine_id:",
         "if last is not None:",
+        rules=("CalmNodeKeepsItsLease",),
     ),
     Mutant(
         "a name is given to two who ask for it",
         "node/joining/names.py",
         "if not may_claim(name, claim, host_id=host_id, taken=(), now=now):",
         "if False:",
+        rules=("NamesAreUnique",),
         beside=(("node/joining/names.py", "if name not in taken and await", "if await"),),
     ),
     Mutant(
@@ -42,29 +46,34 @@ CLUSTER_MUTANTS = (
         "node/core/retention.py",
         "if ended.revision <= settled and (place < excess or ended.ended_s < now - limits.max_age_s)",
         "if (place < excess and ended.ended_s < now - limits.keep_s) or ended.ended_s < now - limits.max_age_s",
+        rules=("HistoryIsBounded", "NothingLost"),
     ),
     Mutant(
         "retention leaves the terminal key",
         "etcd/transitions.py",
         "writes=(Write.REMOVE_INDEX, Write.REMOVE_RECORD),",
         "writes=(Write.REMOVE_RECORD,),",
+        rules=("StatusAgreesWithRecord",),
     ),
     Mutant(
         "a submit of another task under an id that is taken is acknowledged",
         "etcd/store.py",
         "if found.task.spec != task.spec:",
         "if False:",
+        rules=("OneIdOneTask",),
     ),
     Mutant(
         "a duty stays with a node that is gone",
         "etcd/duty.py",
         "if holder is not None and await self._is_there(holder, deadline):",
         "if holder is not None:",
+        rules=("HistoryIsBounded",),
     ),
     Mutant(
         "a learner is never given its vote",
         "node/core/voters.py",
         "        return Promote(learner.id)\n",
         '        return Wait(why="")\n',
+        rules=("VotersAreRestored",),
     ),
 )

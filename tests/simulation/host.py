@@ -36,6 +36,7 @@ from node.running.logs import LogStore
 from node.running.runner import RunContext
 from node.running.supervised_spawner import SupervisedSpawner
 from tests.simulation import clock
+from tests.simulation.checks import BREAKS
 from tests.simulation.loop import Machine, Process, true_time
 from tests.simulation.network import Cluster, Link, etcd_urls
 from tests.simulation.sandboxes import Command, SimSpawner, Watcher
@@ -296,7 +297,7 @@ class Host:
 
     def broke(self, words: str) -> None:
         """A node of it has ended, and that was neither an order nor a refusal that it has earned."""
-        self._add("NothingBreaks", self.name, words)
+        self._add(BREAKS, self.name, words)
 
     def start(self) -> None:
         self.tell(f"{self.name} starts")

@@ -13,8 +13,15 @@ class Mutant:
     path: str
     before: str
     after: str
+    #: By which checkers it may be noticed, and by nothing else that is told of its worlds; none where it does no harm.
+    rules: tuple[str, ...] = ()
     #: Further changes, each (path, before, after): where the defect alone is covered by other lines of defence.
     beside: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def is_of_the_instrument(self) -> bool:
+        """The change, or the main one of them, is in what the simulation puts in place of a part of the product."""
+        return self.path.startswith("tests/")
 
     @property
     def changes(self) -> tuple[tuple[str, str, str], ...]:

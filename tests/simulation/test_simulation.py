@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.simulation.harmless import HARMLESS
-from tests.simulation.mutants import MUTANTS, run_mutant
+from tests.simulation.mutant import Mutant
+from tests.simulation.mutants import MUTANTS, Laboratory
 
 ROOT = Path(__file__).parents[2]
 #: Seeds of one process; several run beside each other.
@@ -19,6 +21,17 @@ BLOCK = 50
 REGRESSIONS: dict[int, str] = {
     281: "a look at the queue that was due in less than the clock's resolution looked again and again",
 }
+
+
+#: A place that every node comes by.
+_NOWHERE, _ENDS = "node/running/own_keys.py", "await asyncio.sleep(TICK_S)"
+
+
+@pytest.fixture
+def laboratory() -> Iterator[Laboratory]:
+    made = Laboratory()
+    yield made
+    made.close()
 
 
 def _simulate(*arguments: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
@@ -70,17 +83,36 @@ assert flaw.startswith("NothingHangs"), flaw
     assert done.returncode == 0, done.stderr
 
 
-def test_a_defect_is_noticed_and_told() -> None:
+def test_a_defect_is_noticed_and_told(laboratory: Laboratory) -> None:
     """The checkers can fail. All defects: `make test-mutants`."""
-    mutant = next(mutant for mutant in MUTANTS if "compare the record's mod_revision" in mutant.name)
-    flaw, _ = run_mutant(mutant, 20)
-    assert flaw is not None
-    assert flaw.startswith("seed ")
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "a move leaves the old index key")
+    found = laboratory.live(mutant, 20)
+    assert found.rule == "StatusAgreesWithRecord"
+    assert int(found.seed) > 0
+    assert found.is_as_wanted
+
+
+def test_a_defect_is_not_noticed_by_something_else(laboratory: Laboratory) -> None:
+    """A change that does not run is not killed, and neither is one that breaks another rule than its own."""
+    name = "no such name"
+    assert laboratory.live(Mutant(name, _NOWHERE, _ENDS, f"{_ENDS}\n(", ("NoTwoLiveRuns",)), 1).broke
+    found = laboratory.live(Mutant(name, _NOWHERE, _ENDS, f"raise RuntimeError({name!r})", ("NoTwoLiveRuns",)), 3)
+    assert not found.rule
+    assert not found.is_as_wanted
+    found = laboratory.live(Mutant(name, _NOWHERE, _ENDS, f"raise RuntimeError({name!r})", ("NothingBreaks",)), 3)
+    assert found.rule == "NothingBreaks"
 
 
 def test_every_mutant_fits_the_code() -> None:
+    told = "".join(
+        file.read_text() for file in (*Path(__file__).parent.glob("*.py"), ROOT / "tests/support/history.py")
+    )
     for mutant in (*MUTANTS, *HARMLESS):
         for path, before, after in mutant.changes:
             assert (ROOT / path).read_text().count(before) == 1, mutant.name
             assert before != after
+        for rule in mutant.rules:
+            assert told.count(f'"{rule}"') > 1, f"{mutant.name}: nobody tells of {rule}"
+    assert all(mutant.rules for mutant in MUTANTS)
+    assert not any(mutant.rules for mutant in HARMLESS)
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 20
