@@ -134,3 +134,41 @@ def test_a_backup_replaces_nothing_unasked_and_leaves_nothing_half(node: LiveNod
     failed = node.cli("backup", str(tmp_path / "never"), timeout_s=60.0)
     assert failed.returncode == 5
     assert [path.name for path in tmp_path.iterdir()] == ["backup"]
+
+
+def _recover(node: LiveNode) -> list[str]:
+    return [sys.executable, "-m", "node", "recover", "--yes", "--data-dir", str(node.data_dir)]
+
+
+def test_a_recovery_that_is_interrupted_has_changed_nothing_and_may_be_repeated(node: LiveNode) -> None:
+    with node.client() as client:
+        kept = client.submit(TaskSpec.of("sh", "-c", "echo $PILFER_FENCE"))
+        client.wait(kept, timeout_s=30.0)
+    node.kill()  # its lease lives on for some seconds
+    data = node.data_dir / "etcd" / "data"
+    with subprocess.Popen(_recover(node), stderr=subprocess.PIPE, text=True) as recovering:
+        assert recovering.stderr is not None
+        said = next(line for line in recovering.stderr if "waiting until the leases of 1 nodes" in line)
+        recovering.kill()
+    assert said
+    node.start()
+    with node.client() as client:
+        fence = int(b"".join(chunk.data for chunk in client.log(kept)))
+        same = client.submit(TaskSpec.of("sh", "-c", "echo $PILFER_FENCE"))
+        client.wait(same, timeout_s=30.0)
+        assert int(b"".join(chunk.data for chunk in client.log(same))) >> 48 == fence >> 48 == 1
+    node.stop()
+
+    # Between its two renames: the data are put aside, and nothing is in their place.
+    data.rename(data.with_name("data.before-recover-20260101T000000Z"))
+    done = subprocess.run([*_recover(node), "--json"], capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["before"].endswith("data.before-recover-20260101T000000Z")
+    assert sorted(path.name for path in data.parent.iterdir() if path.is_dir()) == ["data", Path(told["before"]).name]
+    node.start()
+    with node.client() as client:
+        assert client.status(kept).status == "complete"
+        after = client.submit(TaskSpec.of("sh", "-c", "echo $PILFER_FENCE"))
+        client.wait(after, timeout_s=30.0)
+        assert int(b"".join(chunk.data for chunk in client.log(after))) >> 48 == told["epoch"] > 1
