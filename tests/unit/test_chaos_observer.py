@@ -143,7 +143,7 @@ def test_a_gap_is_told_and_bridged(tmp_path: Path) -> None:
             await asyncio.sleep(2 * SILENCE_S)
             judged = await world.finish(first.id)
             await following
-            assert (judged["gaps"], judged["flaws_in_all"]) == (1, 0)
+            assert (judged["gaps"], judged["torn"], judged["flaws_in_all"]) == (1, 2, 0)
 
     assert any("gap" in told for told in play(tmp_path, script).told)
 
