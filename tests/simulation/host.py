@@ -20,6 +20,7 @@ from etcd.batcher import Batcher
 from etcd.errors import StoreError
 from etcd.identity import Identity
 from etcd.store import TaskStore
+from node.app import until_started_or_stopped
 from node.cluster.drains import Drains
 from node.cluster.duties import Duties
 from node.cluster.host_record import HostRefused, host_of
@@ -71,6 +72,8 @@ class SimNode:
         self.started_at = clock.monotonic()
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
+        #: It has a lease; until then an order to stop breaks the start off.
+        self._started = asyncio.Event()
         self._lives: Lives | None = None
         #: Why the cluster takes no node of this host; None: it does.
         self.refused: HostRefused | None = None
@@ -90,7 +93,10 @@ class SimNode:
     async def _run(self) -> None:
         """A refusal ends the process, with its reason."""
         try:
-            await self._live()
+            live = asyncio.create_task(self._live(), name="node")
+            await until_started_or_stopped(live, self._started, self.stop)
+            if not self._started.is_set():
+                self.spawner.end_all()
         except* HostRefused as refused:
             self.refused = _first_of(refused)
             self._host.tell(f"{self._host.name} is refused: {type(self.refused).__name__}")
@@ -124,6 +130,7 @@ class SimNode:
                     self._lives = lives
                     drains.on_change = lambda: lives.set_drained(drains.drained)
                     await lives.begin()
+                    self._started.set()
                     await lives.run(self.stop, self.hurry)
                 finally:
                     for task in background:

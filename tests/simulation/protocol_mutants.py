@@ -19,9 +19,9 @@ _EACH = "        for command in list(self.commands.values()):\n            "
 _LATER = "            self.process.call_later(0.001, "
 
 PROTOCOL_MUTANTS = (
-    # guards
+    # Guards. That each of them is needed, alone or as a second line, is shown by tests/model.
     Mutant(
-        "a claim does not compare the record's mod_revision",
+        "a claim compares nothing but its node",
         _TRANSITIONS,
         "guards=(Guard.RECORD_UNCHANGED, Guard.QUEUED_PRESENT, Guard.NODE_MINE),",
         "guards=(Guard.NODE_MINE,),",
@@ -58,14 +58,28 @@ PROTOCOL_MUTANTS = (
         beside=((_SWEEPER, "            seen.nodes,\n", "            frozenset({self._identity.node_id}),\n"),),
     ),
     Mutant(
-        "a requeue does not compare the record",
+        "a requeue does not compare the record's mod_revision",
+        _TRANSITIONS,
+        "guards=(Guard.RECORD_UNCHANGED, Guard.RUNNING_PRESENT, Guard.OWNER_GONE),",
+        "guards=(Guard.RUNNING_PRESENT, Guard.OWNER_GONE),",
+        rules=("LegalTransition",),
+    ),
+    Mutant(
+        "a requeue compares nothing but its owner's node",
         _TRANSITIONS,
         "guards=(Guard.RECORD_UNCHANGED, Guard.RUNNING_PRESENT, Guard.OWNER_GONE),",
         "guards=(Guard.OWNER_GONE,),",
         rules=("LegalTransition", "TerminalIsFinal", "StatusAgreesWithRecord"),
     ),
     Mutant(
-        "a cancel of a queued task does not compare the record",
+        "an owner's write does not compare the record's mod_revision",
+        _TRANSITIONS,
+        "_AS_OWNER = (Guard.RECORD_UNCHANGED, Guard.CLAIM_MINE, Guard.NODE_MINE)",
+        "_AS_OWNER = (Guard.CLAIM_MINE, Guard.NODE_MINE)",
+        rules=("LegalTransition",),
+    ),
+    Mutant(
+        "a cancel of a queued task compares nothing",
         _TRANSITIONS,
         "guards=(Guard.RECORD_UNCHANGED, Guard.QUEUED_PRESENT),\n        writes=_MOVE,\n        reads=(Read.RECORD,),",
         "guards=(),\n        writes=_MOVE,\n        reads=(Read.RECORD,),",
@@ -142,6 +156,9 @@ PROTOCOL_MUTANTS = (
         _TELL + "self._on_deadline(fence.deadline)",
         _TELL + "pass",
         rules=("NoTwoLiveRuns",),
+        beside=(
+            (_KEEPER, "        self._on_deadline(fence.deadline)\n        return identity", "        return identity"),
+        ),
     ),
     # watches and sweeps
     Mutant(

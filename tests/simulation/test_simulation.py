@@ -104,15 +104,14 @@ def test_a_defect_is_not_noticed_by_something_else(laboratory: Laboratory) -> No
 
 
 def test_every_mutant_fits_the_code() -> None:
-    told = "".join(
-        file.read_text() for file in (*Path(__file__).parent.glob("*.py"), ROOT / "tests/support/history.py")
-    )
+    tellers = [file for file in Path(__file__).parent.glob("*.py") if not file.stem.endswith(("mutants", "simulation"))]
+    told = "".join(file.read_text() for file in (*tellers, ROOT / "tests/support/history.py"))
     for mutant in (*MUTANTS, *HARMLESS):
         for path, before, after in mutant.changes:
             assert (ROOT / path).read_text().count(before) == 1, mutant.name
             assert before != after
         for rule in mutant.rules:
-            assert told.count(f'"{rule}"') > 1, f"{mutant.name}: nobody tells of {rule}"
+            assert f'"{rule}"' in told, f"{mutant.name}: nobody tells of {rule}"
     assert all(mutant.rules for mutant in MUTANTS)
     assert not any(mutant.rules for mutant in HARMLESS)
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 20

@@ -2,7 +2,7 @@
 
 In a world of everything each kind of trouble is one of twenty, and three of a kind at the right moments hardly ever
 come together. A theme names its faults, how long they last, and what the tasks of its world are like; everything else
-is drawn as ever. Themes take turns by the seed: of fourteen worlds in a row each theme has one.
+is drawn as ever. Themes take turns by the seed: of fifteen worlds in a row each theme has one.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Theme:
     #: Share of the tasks that may be run only once, and of those that somebody cancels.
     once: float = 0.15
     canceled: float = 0.3
+    #: Share of what a node that is gone has left that somebody cancels then.
+    canceled_orphans: float = 0.0
     #: Whether the cluster as such is left alone (`upheavals.py`).
     is_settled: bool = False
     #: Two of the nodes share a machine.
@@ -106,6 +108,19 @@ THEMES = (
         tasks=(25, 50),
         durations_s=(0.05, 0.3, 2.0),
         is_burst=True,
+    ),
+    Theme(
+        "deaths and drains far from etcd, and cancels of what they leave",
+        ("kill node", "kill node", "kill node", "drain", "drain", "linger"),
+        counts=(6, 10),
+        lengths_s=(0.7, 3.0, 7.0),
+        hosts=(2, 3, 4),
+        distances=(20.0, 50.0),
+        tasks=(25,),
+        durations_s=(2.0, 8.0, 20.0),
+        canceled=0.1,
+        canceled_orphans=1.0,
+        is_settled=True,
     ),
     Theme(
         "short tasks by the dozen",

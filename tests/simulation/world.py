@@ -23,6 +23,7 @@ from etcd.store import CancelStep, TaskStore
 from node.core import lifecycle
 from node.core.model import Capacity, Requirements, Status, Task, TaskSpec
 from tests.simulation import clock, loop
+from tests.simulation.cancelers import Cancelers
 from tests.simulation.checks import Checks
 from tests.simulation.faults import Faults
 from tests.simulation.host import STOP_WAIT_S, Host
@@ -124,6 +125,7 @@ class World:
         #: Done when the task is claimed for the first time.
         self._awaited: dict[str, asyncio.Future[None]] = {}
         self.cluster.store.listeners.append(self._look_for_claims)
+        self._cancelers = Cancelers(self.cluster, Random(seed + 6), theme, self.checks, self.tell)
         self._ids = Random(seed + 1)
         retention = Random(seed + 4)
         self.limits = draw_limits(retention)
@@ -201,6 +203,9 @@ class World:
             if all(task.status.is_terminal for task in self.checks.history.tasks.values()):
                 return
             await asyncio.sleep(0.5)
+        for task in self.checks.history.tasks.values():
+            if not task.status.is_terminal:
+                self.checks.add("EventuallyTerminal", task.id, f"not in time: {lifecycle.story(task)}")
 
     def _make_members(self, chance: Random) -> tempfile.TemporaryDirectory[str] | None:
         """In some worlds etcd's members are on the hosts; their data lie in files."""
