@@ -5,13 +5,13 @@
 * RunsAreCounted: no task is run more often than its `max_attempts`, or twice if it may not be restarted (3).
 * EndsAreTrue: a task is complete when its command ended by itself, with that exit code; and where the node heard of
   such an end, and lives, the task is complete.
-* CancelIsObeyed: a canceled task's processes are gone within its grace and 2 s, unless its host was disturbed (5).
 * everything of `tests/support/history.py`, at every revision of etcd (1, 2, 3, 6, 10).
 * EventuallyTerminal: once the faults have stopped every task ends in bounded time (7).
 * NothingBreaks: no node ends by an exception, or with a refusal that it has not earned, whatever runs there by the end
   of the world; nothing goes wrong where nobody waits for it.
 
-What a calm host owes is in `promises.py`.
+What a calm host owes is in `promises.py`, what becomes of a cancel in `cancels.py`, and what may be forgotten in
+`forgetting.py`.
 """
 
 from __future__ import annotations
@@ -97,6 +97,10 @@ class Checks:
         return self._commands.get(task_id, {}).get(attempt)
 
     # As etcd's listener
+
+    def written(self) -> Iterable[tuple[str, Task | None]]:
+        """The tasks that the newest revision wrote, each as it was before."""
+        return self._before.items()
 
     def before(self, task_id: str) -> Task | None:
         """A task that the newest revision wrote, as it was before."""

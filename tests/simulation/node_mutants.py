@@ -142,6 +142,13 @@ NODE_MUTANTS = (
         rules=("CalmNodeKeepsItsTasks", "ClaimedStartsSoon", "EndsAreTrue"),
     ),
     Mutant(
+        "a comparison of the own keys honours no cancel",
+        "node/running/own_keys.py",
+        "case CheckCancel(task_id, version):\n                await self._check_cancel(task_id, version)",
+        "case CheckCancel(task_id, version):\n                pass",
+        rules=("CancelIsObeyed",),
+    ),
+    Mutant(
         "a comparison of the own keys that gets no answer ends the node",
         "node/running/own_keys.py",
         'log.warning("own running keys could not be compared, trying again: %s", error)',

@@ -19,11 +19,12 @@ from random import Random
 from etcd import keys
 from etcd.batcher import Batcher
 from etcd.errors import StoreError
-from etcd.store import CancelStep, TaskStore
+from etcd.store import TaskStore
 from node.core import lifecycle
 from node.core.model import Capacity, Requirements, Status, Task, TaskSpec
 from tests.simulation import clock, loop
 from tests.simulation.cancelers import Cancelers
+from tests.simulation.cancels import Cancels
 from tests.simulation.checks import Checks
 from tests.simulation.faults import Faults
 from tests.simulation.host import STOP_WAIT_S, Host
@@ -40,7 +41,6 @@ from tests.support.fake_store import Change
 #: From the end of the faults to the end of every task: leases, two TTLs of a host that waits for its own last one,
 #: retries; the work that is left comes on top.
 PATIENCE_S = 240.0
-CANCEL_SLACK_S = 2.0
 #: Share of the tasks that somebody cancels the moment they are claimed.
 UNWANTED = 0.1
 #: Share of those that somebody cancels at all.
@@ -119,6 +119,7 @@ class World:
             self.hosts[0].share_cgroups(self.hosts[1])
         self.promises = Promises(self.checks, self.hosts, stop_wait_s=STOP_WAIT_S)
         self.cluster.store.listeners.append(self.promises.changed)
+        self.cluster.store.listeners.append(Cancels(self.checks, self.hosts).changed)
         #: People's own way to etcd: through some node that is well, which is not simulated.
         self._link = Link(self.cluster, self.chance)
         self.submitted: list[str] = []
@@ -327,18 +328,6 @@ class World:
         except StoreError:
             return
         self.tell(f"{task.id[-6:]} is canceled: {canceled.step.value}")
-        if canceled.step is CancelStep.REQUESTED:
-            limit_s = task.spec.grace_s + CANCEL_SLACK_S
-            loop.of_nobody(self._check_cancel, task.id, clock.monotonic(), limit_s, delay_s=limit_s)
-
-    def _check_cancel(self, task_id: str, asked_at: float, limit_s: float) -> None:
-        for command in self.checks.is_moving(task_id):
-            hosts = [host for host in self.hosts if command.host_id in host.ids]
-            if all(host.calm_since <= asked_at for host in hosts):
-                where = ", ".join(host.name for host in hosts)
-                self.checks.add(
-                    "CancelIsObeyed", task_id, f"attempt {command.attempt} runs on {where} after {limit_s:g} s"
-                )
 
 
 class Hung(KeyboardInterrupt):
