@@ -46,7 +46,14 @@ CLUSTER_MUTANTS = (
         "node/core/retention.py",
         "if ended.revision <= settled and (place < excess or ended.ended_s < now - limits.max_age_s)",
         "if (place < excess and ended.ended_s < now - limits.keep_s) or ended.ended_s < now - limits.max_age_s",
-        rules=("HistoryIsBounded", "NothingLost"),
+        rules=("ForgottenOnlyWhenDue", "NothingLost"),
+    ),
+    Mutant(
+        "retention forgets all that it may, once there is one too many",
+        "node/core/retention.py",
+        "excess = max(0, total - limits.max_count)",
+        "excess = total",
+        rules=("ForgottenOnlyWhenDue",),
     ),
     Mutant(
         "retention leaves the terminal key",

@@ -27,6 +27,7 @@ from tests.simulation.cancelers import Cancelers
 from tests.simulation.cancels import Cancels
 from tests.simulation.checks import Checks
 from tests.simulation.faults import Faults
+from tests.simulation.forgetting import Forgetting
 from tests.simulation.host import STOP_WAIT_S, Host
 from tests.simulation.loop import SimLoop
 from tests.simulation.members import RESTORED_S, Members
@@ -120,6 +121,7 @@ class World:
         self.promises = Promises(self.checks, self.hosts, stop_wait_s=STOP_WAIT_S)
         self.cluster.store.listeners.append(self.promises.changed)
         self.cluster.store.listeners.append(Cancels(self.checks, self.hosts).changed)
+        self.cluster.store.listeners.append(Forgetting(self.checks, self.hosts, lambda: self.limits).changed)
         #: People's own way to etcd: through some node that is well, which is not simulated.
         self._link = Link(self.cluster, self.chance)
         self.submitted: list[str] = []
