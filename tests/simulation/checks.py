@@ -45,8 +45,6 @@ class Checks:
         self._cpu: dict[Machine, float] = {}
         self.capacity: dict[str, float] = {}
         self.runs = 0
-        #: Hosts that were paused with their clocks, by id: what ran there may run on until then (design, section 8, 4).
-        self.excused_until: dict[str, float] = {}
         #: Every command that ever ran, by task and attempt.
         self._commands: dict[str, dict[int, Command]] = {}
         #: Tasks that the newest revision wrote, as they were.
@@ -68,10 +66,10 @@ class Checks:
         moving = self._moving[task_id]
         if len(moving) < 2:
             return
-        excused = max((self.excused_until.get(one.host_id, 0.0) for one in moving), default=0.0)
-        if excused > true_time():
+        excused_until = max(one.excused_until for one in moving)
+        if excused_until > true_time():
             # It is asked again when the excuse is over.
-            of_nobody(self._judge_runs, task_id, delay_s=excused - true_time() + _ROUNDING)
+            of_nobody(self._judge_runs, task_id, delay_s=excused_until - true_time() + _ROUNDING)
             return
         where = ", ".join(f"attempt {one.attempt} on {one.host_id}" for one in moving)
         self.add("NoTwoLiveRuns", task_id, where)

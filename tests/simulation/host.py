@@ -337,10 +337,11 @@ class Host:
         for command in self._commands():
             command.suspend()
 
-    def resume_machine(self) -> None:
+    def resume_machine(self, *, excused_until: float) -> None:
+        """excused_until: what ran may run on until then, in true time; what starts from now on may not."""
         self.machine.resume()
         for command in self._commands():
-            command.go_on()
+            command.go_on(excused_until)
 
     def _commands(self) -> list[Command]:
         return [command for spawner in self.spawners for command in spawner.commands.values()]

@@ -66,6 +66,8 @@ class Command:
         self.is_over = False
         #: Its machine is paused, and it with it.
         self._is_suspended = False
+        #: It was suspended, and nothing on its machine knew: it may run on until then (design, section 8, 4).
+        self.excused_until = 0.0
         #: Why it was ended from outside; "" by itself.
         self.ended_by = ""
         #: The node has heard how it ended.
@@ -93,10 +95,10 @@ class Command:
             self._is_suspended = True
             self._watcher.stops(self)
 
-    def go_on(self) -> None:
+    def go_on(self, excused_until: float) -> None:
         """Its machine is not paused any more."""
         if self._is_suspended:
-            self._is_suspended = False
+            self._is_suspended, self.excused_until = False, excused_until
             if self._timer is not None:
                 self._watcher.moves(self)
 

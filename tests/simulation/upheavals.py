@@ -129,8 +129,7 @@ class Upheavals:
         if host.machine.is_paused:
             self._tell(f"{host.name} goes on, and does not know that time went by")
             # By its own clock the deadline lies ahead: that of a ping sent before, and answered meanwhile.
-            self._checks.excused_until[host.id] = true_time() + LEASE_TTL_S - MARGIN_S + SECOND_FENCE_S + MOMENT_S
-            host.resume_machine()
+            host.resume_machine(excused_until=true_time() + LEASE_TTL_S - MARGIN_S + SECOND_FENCE_S + MOMENT_S)
 
     async def _remove(self, host: Host) -> None:
         """It is dead or cut off; somebody removes it, and it may come back at any moment."""
