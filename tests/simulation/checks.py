@@ -1,6 +1,8 @@
 """The checkers, by the names of the invariants; asked after every step of the world.
 
 * NoTwoLiveRuns: no two runs of one task move at the same moment (design, section 8, invariant 4).
+* FencedNodeRunsNothing: when a node's key goes, none of its commands moves any more (4, 10); they may where somebody
+  else has deleted it, until the news is there (`Deletions`), or where its machine was suspended.
 * NeverAboveCapacity: what moves on a host fits into what it lends (7).
 * RunsAreCounted: no task is run more often than its `max_attempts`, or twice if it may not be restarted (3).
 * EndsAreTrue: a task is complete when its command ended by itself, with that exit code; and where the node heard of
@@ -47,6 +49,8 @@ class Checks:
         self.runs = 0
         #: Every command that ever ran, by task and attempt.
         self._commands: dict[str, dict[int, Command]] = {}
+        #: Which node claimed which attempt.
+        self._owners: dict[tuple[str, int], str] = {}
         #: Tasks that the newest revision wrote, as they were.
         self._before: dict[str, Task | None] = {}
 
@@ -107,14 +111,32 @@ class Checks:
     def changed(self, change: Change) -> None:
         written = [event.kv.key for event in change.events if _is_record(event.kv.key)]
         self._before = {task_id: self.history.find(task_id) for task_id in map(keys.parse_task, written)}
+        self._judge_deaths(change)
         self.history.apply(change.revision, change.events)
         for flaw in self.history.flaws[self._told :]:
             self._add(str(flaw))
         self._told = len(self.history.flaws)
         for task_id, before in self._before.items():
             after = self.history.find(task_id)
+            if after is not None and after.status is Status.RUNNING:
+                self._owners[task_id, after.attempt] = after.owner or ""
             if before is not None and after is not None and before.status is Status.RUNNING is not after.status:
                 self._judge_end(before, after)
+
+    def moving_on(self, node_id: str) -> list[Command]:
+        """What moves of this node."""
+        every = (command for moving in self._moving.values() for command in moving)
+        return [one for one in every if self._owners.get((one.task_id, one.attempt)) == node_id]
+
+    def _judge_deaths(self, change: Change) -> None:
+        for event in change.events:
+            if not event.is_delete or not event.kv.key.startswith(b"/node/"):
+                continue
+            node_id = keys.parse_node(event.kv.key)
+            for command in self.moving_on(node_id):
+                if command.excused_until <= true_time():
+                    where = f"attempt {command.attempt} moves on {command.host_id}, and the key of its node is gone"
+                    self.add("FencedNodeRunsNothing", command.task_id, where)
 
     def _judge_end(self, before: Task, after: Task) -> None:
         """An attempt is over, as its record says."""
