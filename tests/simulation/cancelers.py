@@ -1,4 +1,4 @@
-"""People who cancel what a node has left that is gone, while its peers requeue it.
+"""People who cancel what runs, and what a node has left that is gone, while its peers requeue it.
 
 They are far from etcd: between the request that they write into the record, and the requeue that carries it out where
 no node does, a peer's requeue may arrive that knows nothing of it.
@@ -27,6 +27,8 @@ CALL_S = 20.0
 DISTANCE = 50.0
 #: From the end of a node until its peers have looked at all that it left, and a little longer.
 WITHIN_S = 0.6
+#: From its claim until somebody cancels what runs, at most.
+RUNNING_S = 15.0
 
 
 class Cancelers:
@@ -38,21 +40,26 @@ class Cancelers:
         self._checks = checks
         self._chance = chance
         self._tell = tell
-        self._share = theme.canceled_orphans if theme is not None else 0.0
+        self._of_orphans, self._of_running = (theme.canceled_orphans, theme.canceled_running) if theme else (0.0, 0.0)
         self._calls: list[asyncio.Task[None]] = []
-        if self._share:
+        if self._of_orphans or self._of_running:
             self._link = Link(cluster, chance)
             self._link.distance = DISTANCE
             cluster.store.listeners.append(self._changed)
 
     def _changed(self, change: Change) -> None:
+        for task_id, before in self._checks.written() if self._of_running else ():
+            task = self._checks.history.find(task_id)
+            is_claimed = before is not None and task is not None and before.status is not Status.RUNNING is task.status
+            if is_claimed and self._chance.random() < self._of_running:
+                of_nobody(self._begin, task_id, delay_s=self._chance.uniform(0.0, RUNNING_S))
         gone = {
             keys.parse_node(event.kv.key)
             for event in change.events
             if event.is_delete and event.kv.key.startswith(b"/node/")
         }
         for task in self._checks.history.tasks.values() if gone else ():
-            if task.status is Status.RUNNING and task.owner in gone and self._chance.random() < self._share:
+            if task.owner in gone and self._chance.random() < self._of_orphans:
                 delay_s = self._chance.uniform(0.0, WITHIN_S)
                 of_nobody(self._begin, task.id, delay_s=delay_s)
 
@@ -64,7 +71,7 @@ class Cancelers:
         async with Batcher(etcd, random=Random(self._chance.getrandbits(64))) as batcher:
             try:
                 canceled = await TaskStore(batcher, etcd).cancel(task_id, now=clock.wall(), timeout_s=CALL_S)
-                self._tell(f"{task_id[-6:]}, left by a node that is gone, is canceled: {canceled.step.value}")
+                self._tell(f"{task_id[-6:]} is canceled from far away: {canceled.step.value}")
             except StoreError as error:
                 self._tell(f"a cancel of {task_id[-6:]} is not answered: {error}")
         await etcd.close()

@@ -41,7 +41,7 @@ class Cancels:
             if after is not None and after.cancel_requested and before is not None and not before.cancel_requested:
                 limit_s = after.spec.grace_s + SLACK_S
                 of_nobody(self._ask_soon, after, true_time(), limit_s, delay_s=limit_s)
-                of_nobody(self._ask_late, after, true_time(), TICK_S + limit_s, delay_s=TICK_S + limit_s)
+                of_nobody(self._ask_late, after, true_time() + TICK_S, limit_s, delay_s=TICK_S + limit_s)
 
     def _ask_soon(self, task: Task, asked_at: float, limit_s: float) -> None:
         """Of a host that nothing has befallen since."""
@@ -49,18 +49,19 @@ class Cancels:
             if all(host.calm_since <= asked_at for host in self._hosts_of(command)):
                 self._tell(task, command, f"{limit_s:g} s after it was canceled")
 
-    def _ask_late(self, task: Task, asked_at: float, limit_s: float) -> None:
-        """Until nothing is left of it, or somebody owes its end."""
+    def _ask_late(self, task: Task, compared_at: float, limit_s: float) -> None:
+        """Until nothing is left of it. compared_at: when a host has compared its keys that was calm all the while; on
+        others it is done by the time that they are calm again (`host.AFTERMATH_S`)."""
         left = self._left(task)
         for command in left:
-            calm_since = max((host.calm_since for host in self._hosts_of(command)), default=asked_at)
-            if true_time() >= max(calm_since, asked_at) + limit_s:
+            calm_since = max((host.calm_since for host in self._hosts_of(command)), default=compared_at)
+            if true_time() >= max(calm_since, compared_at) + limit_s:
                 self._tell(task, command, f"{limit_s:g} s after nothing keeps its node from ending it")
                 return
         found = self._checks.history.find(task.id)
         is_over = found is None or found.status is not task.status or found.attempt != task.attempt
         if not is_over or left or self._frozen(task):
-            of_nobody(self._ask_late, task, asked_at, limit_s, delay_s=ASK_S)
+            of_nobody(self._ask_late, task, compared_at, limit_s, delay_s=ASK_S)
 
     def _left(self, task: Task) -> list[Command]:
         """What moves of this attempt: what is frozen is fenced."""

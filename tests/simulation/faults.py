@@ -56,6 +56,7 @@ class Faults:
             "cut all": self._cut_all,
             "lose answers": self._lose_answers,
             "lose writes' answers": self._lose_answers_of_writes,
+            "lose reads' answers": self._lose_answers_of_reads,
             "linger": self._linger,
             "stall": self._stall,
             "slow": self._slow,
@@ -109,7 +110,8 @@ class Faults:
         for host in self._hosts:
             self._write(Delete(keys.drained_key(host.id)))
             link = host.link
-            link.is_cut, link.loss, link.loss_of_writes, link.lingering, link.slowness = False, 0.0, 0.0, 0.0, 1.0
+            link.is_cut, link.loss, link.lingering, link.slowness = False, 0.0, 0.0, 1.0
+            link.loss_of_writes = link.loss_of_reads = 0.0
             self._resume(host)
             if not host.is_up:
                 host.start()
@@ -307,6 +309,16 @@ class Faults:
 
         def heal() -> None:
             host.link.loss_of_writes = 0.0
+
+        return heal
+
+    def _lose_answers_of_reads(self, host: Host) -> Callable[[], None]:
+        """The news comes, and what it means cannot be read."""
+        self._tell(f"{host.name}: all answers to reads are lost")
+        host.link.loss_of_reads = 1.0
+
+        def heal() -> None:
+            host.link.loss_of_reads = 0.0
 
         return heal
 

@@ -40,14 +40,13 @@ from tests.simulation import clock
 from tests.simulation.checks import BREAKS
 from tests.simulation.loop import Machine, Process, true_time
 from tests.simulation.network import Cluster, Link, etcd_urls
-from tests.simulation.sandboxes import Command, SimSpawner, Watcher
+from tests.simulation.sandboxes import LEASE_TTL_S, Command, SimSpawner, Watcher
 from tests.simulation.stand_ins import SimLogs, SimSession
 
 if TYPE_CHECKING:
     from tests.simulation.etcd import SimEtcd
     from tests.simulation.members import Members
 
-LEASE_TTL_S = 5.0
 #: After a fault is undone, its host counts as disturbed for so long: pings, retries, a look every 5 s.
 AFTERMATH_S = 8.0
 STOP_WAIT_S = 2.0
@@ -337,11 +336,10 @@ class Host:
         for command in self._commands():
             command.suspend()
 
-    def resume_machine(self, *, excused_until: float) -> None:
-        """excused_until: what ran may run on until then, in true time; what starts from now on may not."""
+    def resume_machine(self) -> None:
         self.machine.resume()
         for command in self._commands():
-            command.go_on(excused_until)
+            command.go_on()
 
     def _commands(self) -> list[Command]:
         return [command for spawner in self.spawners for command in spawner.commands.values()]

@@ -72,6 +72,8 @@ class Link:
         self.loss = 0.0
         #: The same of writes alone.
         self.loss_of_writes = 0.0
+        #: The same of reads alone.
+        self.loss_of_reads = 0.0
         #: Its clients look for another member: so many times.
         self._rerouting = 0
         #: Of requests alone: held up on their way there.
@@ -151,7 +153,7 @@ class Link:
             self.refresh()
 
     def loses_answer(self, *, is_write: bool) -> bool:
-        loss = max(self.loss, self.loss_of_writes) if is_write else self.loss
+        loss = max(self.loss, self.loss_of_writes if is_write else self.loss_of_reads)
         return loss > 0 and self._chance.random() < loss
 
     def lingers_s(self) -> float:

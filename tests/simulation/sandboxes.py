@@ -15,11 +15,16 @@ from typing import Protocol
 
 from isolation.errors import NotLaunched, SpawnerDied
 from isolation.spec import Ended, HostReport, SandboxSpec, Started
+from node.core.fence import MARGIN_S
 from tests.simulation.clock import monotonic, wall
-from tests.simulation.loop import Process, of_nobody
+from tests.simulation.loop import Process, of_nobody, true_time
 
 #: From the deadline until a sandbox that was not frozen ends itself.
 SECOND_FENCE_S = 0.3
+LEASE_TTL_S = 5.0
+#: From the end of a pause of a machine with its clock, by which the deadline of a ping from before lies ahead; with
+#: something for messages between node, spawner and kernel.
+EXCUSED_S = LEASE_TTL_S - MARGIN_S + SECOND_FENCE_S + 0.1
 #: A message between node and spawner, a start, a kill.
 STEP_S = (0.0005, 0.004)
 #: From the death of the node until its spawner has killed everything (measured: 0.09 s at most).
@@ -46,7 +51,14 @@ class Command:
     """One command in its sandbox, as the kernel runs it. argv: `sim SECONDS [CODE] [deaf]`."""
 
     def __init__(
-        self, kernel: Process, host_id: str, spec: SandboxSpec, watcher: Watcher, on_end: Callable[[Command], None]
+        self,
+        kernel: Process,
+        host_id: str,
+        spec: SandboxSpec,
+        watcher: Watcher,
+        on_end: Callable[[Command], None],
+        *,
+        excused_until: float = 0.0,
     ) -> None:
         self._kernel = kernel
         self.machine = kernel.machine
@@ -66,8 +78,9 @@ class Command:
         self.is_over = False
         #: Its machine is paused, and it with it.
         self._is_suspended = False
-        #: It was suspended, and nothing on its machine knew: it may run on until then (design, section 8, 4).
-        self.excused_until = 0.0
+        #: Its machine was suspended, and nothing on it knew: it may run on until then (design, section 8, 4). Such are
+        #: all that ran, and what is started before a ping is answered that was sent since.
+        self.excused_until = excused_until
         #: Why it was ended from outside; "" by itself.
         self.ended_by = ""
         #: The node has heard how it ended.
@@ -95,10 +108,10 @@ class Command:
             self._is_suspended = True
             self._watcher.stops(self)
 
-    def go_on(self, excused_until: float) -> None:
+    def go_on(self) -> None:
         """Its machine is not paused any more."""
         if self._is_suspended:
-            self._is_suspended, self.excused_until = False, excused_until
+            self._is_suspended, self.excused_until = False, true_time() + EXCUSED_S
             if self._timer is not None:
                 self._watcher.moves(self)
 
@@ -219,7 +232,9 @@ class SimSpawner:
         if self._is_closed or (self._deadline is not None and monotonic() >= self._deadline):
             self._answer(answer, error=NotLaunched("nothing may start: the deadline has passed"))
             return
-        self.commands[spec.id] = Command(self._kernel, self.host_id, spec, self._watcher, self._on_end)
+        self.commands[spec.id] = Command(
+            self._kernel, self.host_id, spec, self._watcher, self._on_end, excused_until=self._excused_until()
+        )
         if self.dies_with_next is not None:
             self.dies_with_next()
             self.dies_with_next = None
@@ -227,6 +242,13 @@ class SimSpawner:
             return
         self._sandboxes[spec.id] = sandbox = SimSandbox(self, Started(spec.id, 1, wall()))
         self._answer(answer, result=sandbox)
+
+    def _excused_until(self) -> float:
+        """In true time; 0: the deadline is of a ping that was sent since the machine was paused, if it ever was."""
+        machine = self.process.machine
+        sent_at = (self._deadline or 0.0) - (LEASE_TTL_S - MARGIN_S)
+        knows = sent_at >= machine.now(machine.resumed_at)
+        return 0.0 if knows or not machine.resumed_at else machine.resumed_at + EXCUSED_S
 
     def _answer(
         self,

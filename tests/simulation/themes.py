@@ -2,7 +2,7 @@
 
 In a world of everything each kind of trouble is one of twenty, and three of a kind at the right moments hardly ever
 come together. A theme names its faults, how long they last, and what the tasks of its world are like; everything else
-is drawn as ever. Themes take turns by the seed: of fifteen worlds in a row each theme has one.
+is drawn as ever. Themes take turns by the seed: of eighteen worlds in a row each theme has one.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Theme:
     canceled: float = 0.3
     #: Share of what a node that is gone has left that somebody cancels then.
     canceled_orphans: float = 0.0
+    #: Share of what is claimed that somebody cancels while it runs.
+    canceled_running: float = 0.0
     #: Whether the cluster as such is left alone (`upheavals.py`).
     is_settled: bool = False
     #: Two of the nodes share a machine.
@@ -120,6 +122,19 @@ THEMES = (
         durations_s=(2.0, 8.0, 20.0),
         canceled=0.1,
         canceled_orphans=1.0,
+        is_settled=True,
+    ),
+    Theme(
+        "reads that are not answered, and cancels of what runs",
+        ("lose reads' answers", "lose reads' answers", "compact", "cut"),
+        counts=(4, 6),
+        lengths_s=(14.0,),
+        hosts=(1, 2),
+        tasks=(10,),
+        durations_s=(60.0,),
+        is_burst=True,
+        canceled=0.0,
+        canceled_running=0.7,
         is_settled=True,
     ),
     Theme(

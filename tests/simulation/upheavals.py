@@ -15,20 +15,16 @@ from typing import Any
 
 from etcd import keys
 from node.cluster.host_record import NodeRemoved
-from node.core.fence import MARGIN_S
 from node.core.model import Capacity
 from node.core.voters import GRACE_S
 from tests.simulation.checks import Checks
-from tests.simulation.host import LEASE_TTL_S, Host
+from tests.simulation.host import Host
 from tests.simulation.loop import true_time
 from tests.simulation.network import Cluster
 from tests.simulation.newcomers import Newcomers, NotAdmitted
-from tests.simulation.sandboxes import SECOND_FENCE_S
 
 #: How often somebody looks whether a host was refused.
 LOOK_S = 0.5
-#: For messages between node, spawner and kernel.
-MOMENT_S = 0.1
 
 
 class Upheavals:
@@ -128,8 +124,7 @@ class Upheavals:
     def _go_on(self, host: Host) -> None:
         if host.machine.is_paused:
             self._tell(f"{host.name} goes on, and does not know that time went by")
-            # By its own clock the deadline lies ahead: that of a ping sent before, and answered meanwhile.
-            host.resume_machine(excused_until=true_time() + LEASE_TTL_S - MARGIN_S + SECOND_FENCE_S + MOMENT_S)
+            host.resume_machine()
 
     async def _remove(self, host: Host) -> None:
         """It is dead or cut off; somebody removes it, and it may come back at any moment."""

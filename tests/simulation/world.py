@@ -44,6 +44,8 @@ from tests.support.fake_store import Change
 PATIENCE_S = 240.0
 #: Share of the tasks that somebody cancels the moment they are claimed.
 UNWANTED = 0.1
+#: How long these take at most: longer than it takes until a cancel is obeyed of which the news was lost.
+UNWANTED_S = (20.0, 60.0)
 #: Share of those that somebody cancels at all.
 CANCELED = 0.3
 #: How long commands take at most, in seconds: in most worlds, and where all come at once.
@@ -297,7 +299,7 @@ class World:
         draw, theme = self.chance, self.theme
         durations: tuple[float, ...] = BURST_S if self.size.is_burst else DURATIONS_S
         durations, once = (durations, ONCE) if theme is None else (theme.durations_s, theme.once)
-        seconds = draw.choice((8.0, 20.0) if is_long else durations) * draw.uniform(0.5, 1.0)
+        seconds = draw.choice(UNWANTED_S if is_long else durations) * draw.uniform(0.5, 1.0)
         args = [f"{seconds:.4f}", str(draw.choice([0, 0, 0, 1])), *(["deaf"] if draw.random() < 0.2 else [])]
         return TaskSpec(
             "sim",
