@@ -13,6 +13,7 @@ from etcd.binary import EtcdNotFound
 from etcd.errors import StoreError
 from etcd.server import EtcdNotReady
 from isolation.errors import HostLacks, SpawnerDied
+from node import loop_errors
 from node.api.server import AddressInUse
 from node.assembly import Assembly
 from node.cli.visible import visible
@@ -84,6 +85,7 @@ async def _until_signal(settings: Settings, join_token: str | None) -> None:
         stop.set()
 
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(loop_errors.handle)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     await serve(settings, join_token, stop=stop, hurry=hurry)

@@ -26,6 +26,8 @@ from node.core.silence import TURN_S, Silence
 #: Seconds without a sign of life of the node's loop, until it counts as hung. A listing of a million keys holds it for
 #: 3 s on a quiet machine.
 HUNG_AFTER_S = 30
+#: A cancelled call's last event takes some milliseconds.
+LINGER_S = 0.1
 
 
 class NodeHung(Exception):  # noqa: N818  (named for what is the case)
@@ -138,6 +140,9 @@ class Session:
             stop.cancel()
             await asyncio.wait({life, stop})
             await self._keeper.leave(revoke=self._revoke)
+            # grpc tells each loop of the events of its calls, also of those that ended with the client just now; one
+            # for a loop that is closed would hold up those of others (`node/loop_errors.py`).
+            await asyncio.sleep(LINGER_S)
 
     def _tell_what_broke(self, error: BaseException | None) -> None:
         for future in (self._opened, self._lost):
