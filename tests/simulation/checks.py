@@ -2,7 +2,7 @@
 
 * NoTwoLiveRuns: no two runs of one task move at the same moment (design, section 8, invariant 4).
 * FencedNodeRunsNothing: when a node's key goes, none of its commands moves any more (4, 10); they may where somebody
-  else has deleted it, until the news is there (`Deletions`), or where its machine was suspended.
+  else has deleted it, until the news is there, or where its machine was suspended.
 * NeverAboveCapacity: what moves on a host fits into what it lends (7).
 * RunsAreCounted: no task is run more often than its `max_attempts`, or twice if it may not be restarted (3).
 * EndsAreTrue: a task is complete when its command ended by itself, with that exit code; and where the node heard of
@@ -21,9 +21,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from etcd import keys
-from node.core.model import Outcome, Reason, Status, Task
+from node.core.model import Capacity, Outcome, Reason, Status, Task
 from tests.simulation.loop import Machine, of_nobody, true_time
-from tests.simulation.sandboxes import Command
+from tests.simulation.sandboxes import EXCUSED_S, Command
 from tests.support.fake_store import Change
 from tests.support.history import Flaw, History
 
@@ -45,7 +45,10 @@ class Checks:
         self._moving: dict[str, list[Command]] = {}
         #: By machine: a copy of a data directory has the same host id.
         self._cpu: dict[Machine, float] = {}
-        self.capacity: dict[str, float] = {}
+        self._memory: dict[Machine, int] = {}
+        self.capacity: dict[str, Capacity] = {}
+        #: Nodes whose key somebody else has deleted, and until when what they run is excused.
+        self._excused_nodes: dict[str, float] = {}
         self.runs = 0
         #: Every command that ever ran, by task and attempt.
         self._commands: dict[str, dict[int, Command]] = {}
@@ -62,15 +65,19 @@ class Checks:
         moving = self._moving.setdefault(command.task_id, [])
         moving.append(command)
         self._judge_runs(command.task_id)
+        capacity = self.capacity[command.host_id]
         cpu = self._cpu[command.machine] = self._cpu.get(command.machine, 0.0) + command.cpu
-        if cpu > self.capacity[command.host_id] + _ROUNDING:
-            self.add("NeverAboveCapacity", command.host_id, f"{cpu:g} CPUs of {self.capacity[command.host_id]:g}")
+        if cpu > capacity.cpu + _ROUNDING:
+            self.add("NeverAboveCapacity", command.host_id, f"{cpu:g} CPUs of {capacity.cpu:g}")
+        memory = self._memory[command.machine] = self._memory.get(command.machine, 0) + command.memory_bytes
+        if memory > capacity.memory_bytes:
+            self.add("NeverAboveCapacity", command.host_id, f"{memory} bytes of {capacity.memory_bytes}")
 
     def _judge_runs(self, task_id: str) -> None:
         moving = self._moving[task_id]
         if len(moving) < 2:
             return
-        excused_until = max(one.excused_until for one in moving)
+        excused_until = max(map(self._excused_until, moving))
         if excused_until > true_time():
             # It is asked again when the excuse is over.
             of_nobody(self._judge_runs, task_id, delay_s=excused_until - true_time() + _ROUNDING)
@@ -78,9 +85,18 @@ class Checks:
         where = ", ".join(f"attempt {one.attempt} on {one.host_id}" for one in moving)
         self.add("NoTwoLiveRuns", task_id, where)
 
+    def deleted(self, node_id: str) -> None:
+        """Somebody else is about to delete its key: until it hears of that, or its deadline has come, it goes on."""
+        self._excused_nodes[node_id] = true_time() + EXCUSED_S
+
+    def _excused_until(self, command: Command) -> float:
+        owner = self._owners.get((command.task_id, command.attempt), "")
+        return max(command.excused_until, self._excused_nodes.get(owner, 0.0))
+
     def stops(self, command: Command) -> None:
         self._moving[command.task_id].remove(command)
         self._cpu[command.machine] -= command.cpu
+        self._memory[command.machine] -= command.memory_bytes
 
     def is_moving(self, task_id: str) -> list[Command]:
         return list(self._moving.get(task_id, []))
@@ -134,7 +150,7 @@ class Checks:
                 continue
             node_id = keys.parse_node(event.kv.key)
             for command in self.moving_on(node_id):
-                if command.excused_until <= true_time():
+                if self._excused_until(command) <= true_time():
                     where = f"attempt {command.attempt} moves on {command.host_id}, and the key of its node is gone"
                     self.add("FencedNodeRunsNothing", command.task_id, where)
 

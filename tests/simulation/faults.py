@@ -69,6 +69,7 @@ class Faults:
             "compact": self._compact,
             "fill up": self._fill_up,
             "drain": self._drain,
+            "delete key": self._delete_key,
         }
         drawn = theme.faults if theme is not None else (*self.kinds, "kill node", "cut", "stop node")
         self._drawn = [self.kinds[name] for name in drawn]
@@ -400,6 +401,17 @@ class Faults:
             self._write(Delete(keys.drained_key(host.id)))
 
         return undo
+
+    def _delete_key(self, host: Host) -> None:
+        """Somebody else deletes the key of a node that lives, which ends its incarnation whatever the pings say."""
+        key = keys.node(host.node_id) if host.is_up and host.node_id else b""
+        if not any(kv.key == key for kv in self._cluster.store.read_all()):
+            return
+        self._tell(f"{host.name}: the key of its node is deleted")
+        self._promises.key_deleted(host, host.node_id)
+        host.disturb(1)
+        self._write(Delete(key))
+        host.disturb(-1)
 
     def _write(self, operation: Put | Delete) -> None:
         """By somebody who reaches etcd."""

@@ -192,7 +192,8 @@ class SimNode:
             store=store,
             spawner=cast(SupervisedSpawner, self.spawner),
             logs=cast(LogStore, SimLogs()),
-            context=RunContext(host.capacity.memory_bytes, admission),
+            # What asks for no memory books none: no bound is enforced here, so that it says what is booked.
+            context=RunContext(0, admission),
             capacity=host.capacity,
             queue_window=1000,
             stop_wait_s=STOP_WAIT_S,

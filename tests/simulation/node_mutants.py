@@ -43,7 +43,14 @@ NODE_MUTANTS = (
         _FENCE,
         "state.open_pings.popleft()",
         "state.open_pings.pop()",
-        rules=("NoTwoLiveRuns",),
+        rules=("NoTwoLiveRuns", "FencedNodeRunsNothing"),
+    ),
+    Mutant(
+        "a node does not hear that its key was deleted",
+        _KEEPER,
+        "if any(event.is_delete for event in batch.events):",
+        "if False:",
+        rules=("FencedNodeRunsNothing",),
     ),
     Mutant(
         "there is no second connection for the pings",
@@ -57,7 +64,7 @@ NODE_MUTANTS = (
         _SANDBOXES,
         "if self._is_closed or (self._deadline is not None and monotonic() >= self._deadline):",
         "if False:",
-        rules=("NoTwoLiveRuns",),
+        rules=("NoTwoLiveRuns", "FencedNodeRunsNothing"),
         # Alone it does no harm: the node asks for nothing once its deadline has passed, and what is under way then is
         # ended by the second fence.
         beside=((_SANDBOXES, "if not command.is_frozen:", "if False:"),),
@@ -154,6 +161,13 @@ NODE_MUTANTS = (
         'log.warning("own running keys could not be compared, trying again: %s", error)',
         'raise RuntimeError("a mutant") from error',
         rules=("NothingBreaks",),
+    ),
+    Mutant(
+        "memory is not asked for",
+        "node/core/requirements.py",
+        "other.memory_bytes <= 0 or other.memory_bytes <= self.memory_bytes",
+        "True",
+        rules=("NeverAboveCapacity",),
     ),
     Mutant(
         "more is booked than there is",

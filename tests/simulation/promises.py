@@ -10,6 +10,7 @@ is calm while nothing befalls it or etcd (`Host.calm_since`); nothing is asked o
 * CalmNodeKeepsItsLease: nobody is fenced for nothing.
 * CalmNodeKeepsItsTasks: what runs is not given back for nothing, and what is claimed is not given back again and again.
 * ClaimedStartsSoon, NoIdleWhileQueued: a task that fits starts in bounded time (7).
+* FencedNodeRunsNothing: a node whose key is deleted hears of it, and ends what it runs (4, 10).
 * StopsInTime: a node that is told to stop does.
 * DrainedClaimsNothing, DrainGivesBack: a drain is obeyed.
 """
@@ -214,6 +215,19 @@ class Promises:
                 self._add(
                     "KilledLeavesNothing", command.task_id, f"it lives {KILLED_S:g} s after the node of {host.name}"
                 )
+
+    def key_deleted(self, host: Host, node_id: str) -> None:
+        """By somebody else, in a moment; that is about to count among what befalls the host, and so is the fault."""
+        self._checks.deleted(node_id)
+        if host.calm_since <= monotonic():
+            of_nobody(self._check_deleted, host, node_id, host.befallen + 2, delay_s=PROMPT_S)
+
+    def _check_deleted(self, host: Host, node_id: str, befallen: int) -> None:
+        if host.befallen != befallen:
+            return
+        for command in self._checks.moving_on(node_id):
+            words = f"it moves on {host.name} {PROMPT_S:g} s after the key of its node was deleted"
+            self._add("FencedNodeRunsNothing", command.task_id, words)
 
     def told_to_stop(self, host: Host, node: SimNode) -> None:
         """SIGTERM, which is about to count among what befalls the host."""

@@ -120,14 +120,14 @@ PROTOCOL_MUTANTS = (
         "node/core/fence.py",
         "MARGIN_S = 0.5",
         "MARGIN_S = -3.0",
-        rules=("NoTwoLiveRuns",),
+        rules=("NoTwoLiveRuns", "FencedNodeRunsNothing"),
     ),
     Mutant(
         "the deadline counts from the answer, not from the sending",
         _KEEPER,
         _TELL + "self._on_deadline(fence.deadline)",
         _TELL + "self._on_deadline(self._clock() + self._ttl_s)",
-        rules=("NoTwoLiveRuns",),
+        rules=("NoTwoLiveRuns", "FencedNodeRunsNothing"),
     ),
     Mutant(
         "a lost lease kills nothing, and the next life does not wait",
@@ -142,7 +142,7 @@ PROTOCOL_MUTANTS = (
         "node/lives.py",
         "await self._close(revoke=incarnation.is_gone)",
         "await self._close(revoke=True)",
-        rules=("NoTwoLiveRuns",),
+        rules=("NoTwoLiveRuns", "FencedNodeRunsNothing"),
         # Alone it does no harm: a stop waits until nothing lives, a spawner that does not kill is killed before the
         # patience (10 s) is over, and so is, by its PID 1, what a spawner leaves that hears of no deadline.
         beside=(
@@ -272,7 +272,7 @@ PROTOCOL_MUTANTS = (
         _SANDBOXES,
         "command.freeze()",
         "pass",
-        rules=("NoTwoLiveRuns",),
+        rules=("NoTwoLiveRuns", "FencedNodeRunsNothing"),
         # Alone it kills what could have gone on: PID 1 of each sandbox ends it 0.3 s later, before the lease does.
         beside=((_SANDBOXES, "if not command.is_frozen:", "if False:"),),
     ),

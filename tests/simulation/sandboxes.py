@@ -67,6 +67,7 @@ class Command:
         self.task_id, _, attempt = spec.id.partition(".")
         self.attempt = int(attempt)
         self.cpu = spec.limits.cpu
+        self.memory_bytes = spec.limits.memory_bytes or 0
         self._left_s = float(spec.argv[1])
         self.code = int(spec.argv[2]) if len(spec.argv) > 2 else 0
         #: Ignores SIGTERM.

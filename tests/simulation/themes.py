@@ -93,8 +93,8 @@ THEMES = (
         is_settled=True,
     ),
     Theme(
-        "drains and stops",
-        ("drain", "drain", "drain", "stop node", "stop node", "stop stuck"),
+        "drains, stops and deleted keys",
+        ("drain", "drain", "drain", "stop node", "stop node", "stop stuck", "delete key", "delete key"),
         counts=(2, 4),
         lengths_s=(7.0, 14.0),
         hosts=(1, 2, 3),

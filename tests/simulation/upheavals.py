@@ -161,7 +161,7 @@ class Upheavals:
         host.wipe(self._new_id())
         for one in self._hosts:
             one.wall_offset[0] = 0.0  # a newcomer whose clock differs is not admitted: they are set
-        self._checks.capacity[host.id] = host.capacity.cpu
+        self._checks.capacity[host.id] = host.capacity
         name = host.name if self._chance.random() < 0.5 else ""
         host.admission = self._newcomers.admission(host.id, token, name)
         host.start()
@@ -176,7 +176,7 @@ class Upheavals:
             new = self._host(name, host_id, chance, capacity)
             new.admission, new.may_be_refused = self._newcomers.admission(host_id, token, "", at=at), True
             new.limits = host.limits
-            self._checks.capacity[host_id] = capacity.cpu
+            self._checks.capacity[host_id] = capacity
             self._hosts.append(new)
             new.start()
 

@@ -53,6 +53,9 @@ DURATIONS_S = (0.01, 0.3, 2.0, 8.0, 20.0)
 BURST_S = (0.01, 0.01, 0.01, 0.05, 8.0)
 #: Share of the tasks that may be run only once.
 ONCE = 0.15
+#: What hosts lend, and what tasks ask for: everything fits everywhere, and not beside each other.
+MEMORY_BYTES = (4 << 30, 16 << 30)
+NEEDS_BYTES = (None, None, 1 << 30, 3 << 30)
 #: From the moment at which nothing more needs to be kept until all is forgotten: looks each 5 s, a duty that changes
 #: hands.
 FORGET_S = 20.0
@@ -117,6 +120,7 @@ class World:
         self.checks = Checks(self.tell)
         self.cluster = Cluster(clock.monotonic)
         self.cluster.store.listeners.append(self.checks.changed)
+        self._memories = Random(seed + 7)
         self.hosts = [self._host(number) for number in range(size.hosts)]
         if theme is not None and theme.on_one_machine:
             self.hosts[0].share_cgroups(self.hosts[1])
@@ -152,12 +156,12 @@ class World:
             self.cluster,
             self.checks,
             Random(self.chance.getrandbits(64)),
-            capacity=Capacity(cpu, 1 << 34),
+            capacity=(capacity := Capacity(cpu, self._memories.choice(MEMORY_BYTES))),
             add=self.checks.add,
             tell=self.tell,
         )
         host.link.distance = self.chance.choice((self.theme and self.theme.distances) or (1.0, 1.0, 5.0))
-        self.checks.capacity[host.id] = cpu
+        self.checks.capacity[host.id] = capacity
         return host
 
     def tell(self, words: str) -> None:
@@ -304,7 +308,7 @@ class World:
         return TaskSpec(
             "sim",
             tuple(args),
-            requirements=Requirements(cpu=draw.choice([0.5, 1.0, 1.0])),
+            requirements=Requirements(draw.choice([0.5, 1.0, 1.0]), self._memories.choice(NEEDS_BYTES)),
             grace_s=draw.choice([0.0, 0.5, 2.0]),
             restart_on_node_loss=draw.random() >= once,
             max_attempts=draw.choice([2, 5, 5, 5]),
