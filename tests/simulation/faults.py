@@ -16,6 +16,7 @@ from tests.simulation.loop import of_nobody
 from tests.simulation.network import Cluster
 from tests.simulation.promises import Promises
 from tests.simulation.themes import Theme
+from tests.support.fake_store import Change
 
 #: How long a fault lasts at most.
 LENGTHS_S = (0.05, 0.7, 3.0, 7.0, 14.0)
@@ -23,6 +24,8 @@ LENGTHS_S = (0.05, 0.7, 3.0, 7.0, 14.0)
 STUCK_S = (11.0, 16.0)
 #: From the end of the other, in a pause of both: until a lease is over, and its tasks run elsewhere.
 LEASE_OVER_S = (5.0, 8.0)
+#: From a submit until the claims of it are applied, for a host that is near: four ways.
+CLAIM_S = 0.006
 
 
 class Faults:
@@ -73,6 +76,9 @@ class Faults:
         }
         drawn = theme.faults if theme is not None else (*self.kinds, "kill node", "cut", "stop node")
         self._drawn = [self.kinds[name] for name in drawn]
+        #: Hosts of which the keys of their nodes are deleted soon after the next submit.
+        self._doomed: list[Host] = []
+        cluster.store.listeners.append(self._changed)
         self._lengths_s = theme.lengths_s if theme is not None else LENGTHS_S
         #: A host to which these happen counts as calm: it has to do as ever.
         self._no_excuse = (self._stall, self._jump_clock, self._compact, self._drain)
@@ -105,6 +111,7 @@ class Faults:
 
     def heal(self) -> None:
         """Everything, at once."""
+        self._doomed.clear()
         if not self._cluster.has_leader:
             self._cluster.elect()
         self._cluster.store.disarm()
@@ -403,7 +410,22 @@ class Faults:
         return undo
 
     def _delete_key(self, host: Host) -> None:
-        """Somebody else deletes the key of a node that lives, which ends its incarnation whatever the pings say."""
+        """Somebody else deletes the key of a node that lives, which ends its incarnation whatever the pings say. At
+        once, or soon after the next submit: while a claim is on its way, and before the news of it is there."""
+        if self._chance.random() < 0.5:
+            self._delete_now(host)
+        else:
+            self._doomed.append(host)
+
+    def _changed(self, change: Change) -> None:
+        """As etcd's listener."""
+        queued = keys.queued()
+        if self._doomed and any(event.kv.key.startswith(queued.key) and not event.is_delete for event in change.events):
+            doomed, self._doomed = self._doomed, []
+            for host in doomed:
+                of_nobody(self._delete_now, host, delay_s=host.link.distance * self._chance.uniform(0.0, CLAIM_S))
+
+    def _delete_now(self, host: Host) -> None:
         key = keys.node(host.node_id) if host.is_up and host.node_id else b""
         if not any(kv.key == key for kv in self._cluster.store.read_all()):
             return
