@@ -18,6 +18,11 @@ class Found:
     violation: str | None = None
     trace: tuple[str, ...] = ()
 
+    @property
+    def breaks(self) -> int | None:
+        """The number of the invariant that was broken."""
+        return int(self.violation.partition(":")[0]) if self.violation is not None else None
+
 
 class _Graph:
     """The states found so far: how each was reached first, and from where it can be reached without a fault."""

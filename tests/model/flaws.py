@@ -1,13 +1,23 @@
-"""What the checker must catch: the rules with one thing wrong each, and the scenario that shows it."""
+"""What the checker must catch: the rules with one thing wrong each, the scenario that shows it, and what it breaks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from etcd.transitions import Guard, Name
 from tests.model.state import MARGIN, Rules
 
 R = Rules()
+
+
+class Flaw(NamedTuple):
+    """One of them."""
+
+    rules: Rules
+    scenario: str
+    #: The number of the invariant that it breaks (design, section 8).
+    breaks: int
 
 
 def without(*dropped: tuple[Name, Guard]) -> Rules:
@@ -37,50 +47,59 @@ SECOND_LINES: dict[tuple[Name, Guard], str] = {
     (Name.REQUEUE, Guard.RUNNING_PRESENT): "requeue without record compare",
 }
 
-FLAWS: dict[str, tuple[Rules, str]] = {
+FLAWS: dict[str, Flaw] = {
     # What a first reading of the design left open.
-    "requeue without record compare": (without((Name.REQUEUE, Guard.RECORD_UNCHANGED)), "crash, cancel"),
-    "cancel (queued) without record compare": (without((Name.CANCEL_QUEUED, Guard.RECORD_UNCHANGED)), "drain, cancel"),
-    "cancel (running) without record compare": (
-        without((Name.REQUEST_CANCEL, Guard.RECORD_UNCHANGED)),
-        "drain, cancel",
+    "requeue without record compare": Flaw(without((Name.REQUEUE, Guard.RECORD_UNCHANGED)), "crash, cancel", 5),
+    "cancel (queued) without record compare": Flaw(
+        without((Name.CANCEL_QUEUED, Guard.RECORD_UNCHANGED)), "drain, cancel", 3
     ),
-    "give back without record compare": (without((Name.GIVE_BACK, Guard.RECORD_UNCHANGED)), "drain, cancel"),
-    "unknown settled by one read, no sweep": (replace(R, unknown="read", own_sweep=False), "submit"),
-    "no sweep of own running keys": (replace(R, own_sweep=False), "endless, cancel"),
-    "start after the deadline": (replace(R, start_deadline=False), "partition"),
-    "fence kill reported as an exit": (replace(R, fence_report=False), "partition"),
-    "spawner stopped, no second fence": (replace(R, backup_fence=False), "spawner stop, partition"),
-    "etcd expires a lease early": (replace(R, etcd_early=True), "crash"),
-    "cloned data directory": (replace(R, cloned=True), "crash"),
-    "retention forgets ids": (replace(R, retention=True), "submit"),
+    "cancel (running) without record compare": Flaw(
+        without((Name.REQUEST_CANCEL, Guard.RECORD_UNCHANGED)), "drain, cancel", 3
+    ),
+    "give back without record compare": Flaw(without((Name.GIVE_BACK, Guard.RECORD_UNCHANGED)), "drain, cancel", 5),
+    "unknown settled by one read, no sweep": Flaw(replace(R, unknown="read", own_sweep=False), "submit", 7),
+    "no sweep of own running keys": Flaw(replace(R, own_sweep=False), "endless, cancel", 7),
+    "start after the deadline": Flaw(replace(R, start_deadline=False), "partition", 4),
+    "fence kill reported as an exit": Flaw(replace(R, fence_report=False), "partition", 2),
+    "spawner stopped, no second fence": Flaw(replace(R, backup_fence=False), "spawner stop, partition", 4),
+    "etcd expires a lease early": Flaw(replace(R, etcd_early=True), "crash", 4),
+    "cloned data directory": Flaw(replace(R, cloned=True), "crash", 4),
+    "retention forgets ids": Flaw(replace(R, retention=True), "submit", 1),
     # Deliberate defects.
-    "claim without record compare": (without((Name.CLAIM, Guard.RECORD_UNCHANGED)), "drain, unknown"),
-    "claim without node-key compare": (without((Name.CLAIM, Guard.NODE_MINE)), "crash, unknown"),
-    "submit without absence compare": (without((Name.SUBMIT, Guard.RECORD_ABSENT)), "submit"),
-    "requeue without node-key-absent": (without((Name.REQUEUE, Guard.OWNER_GONE)), "crash"),
-    "requeue forgets cancel": (replace(R, requeue_cancel=False), "crash, cancel"),
-    "requeue ignores no-restart": (replace(R, requeue_restart=False, restart=False), "crash"),
-    "requeue ignores attempts limit": (replace(R, requeue_restart=False, max_attempts=1), "crash"),
-    "cancel written terminal at once": (replace(R, cancel_two_step=False), "cancel, unknown"),
-    "unknown treated as failed": (replace(R, unknown="failed"), "submit"),
-    "unknown as failed, no sweep": (replace(R, unknown="failed", own_sweep=False), "submit"),
-    "unknown treated as applied": (replace(R, unknown="applied"), "submit"),
+    "claim without record compare": Flaw(without((Name.CLAIM, Guard.RECORD_UNCHANGED)), "drain, unknown", 3),
+    "claim without node-key compare": Flaw(without((Name.CLAIM, Guard.NODE_MINE)), "crash, unknown", 10),
+    "submit without absence compare": Flaw(without((Name.SUBMIT, Guard.RECORD_ABSENT)), "submit", 1),
+    "requeue without node-key-absent": Flaw(without((Name.REQUEUE, Guard.OWNER_GONE)), "crash", 4),
+    "requeue forgets cancel": Flaw(replace(R, requeue_cancel=False), "crash, cancel", 5),
+    "requeue ignores no-restart": Flaw(replace(R, requeue_restart=False, restart=False), "crash", 2),
+    "requeue ignores attempts limit": Flaw(replace(R, requeue_restart=False, max_attempts=1), "crash", 2),
+    "cancel written terminal at once": Flaw(replace(R, cancel_two_step=False), "cancel, unknown", 5),
+    "unknown treated as failed": Flaw(replace(R, unknown="failed"), "submit", 3),
+    "unknown as failed, no sweep": Flaw(replace(R, unknown="failed", own_sweep=False), "submit", 7),
+    "unknown treated as applied": Flaw(replace(R, unknown="applied"), "submit", 4),
     # Guards of an owner's end, and of retention.
-    "finish without node-key compare": (without((Name.FINISH, Guard.NODE_MINE)), "crash"),
-    "give back without node-key compare": (without((Name.GIVE_BACK, Guard.NODE_MINE)), "pause"),
-    "confirmed cancel without node-key compare": (without((Name.CONFIRM_CANCEL, Guard.NODE_MINE)), "crash, cancel"),
-    "forget without compare": (without((Name.FORGET, Guard.ENDED_SAME)), "retention"),
+    "finish without node-key compare": Flaw(without((Name.FINISH, Guard.NODE_MINE)), "crash", 10),
+    "give back without node-key compare": Flaw(without((Name.GIVE_BACK, Guard.NODE_MINE)), "pause", 10),
+    "confirmed cancel without node-key compare": Flaw(
+        without((Name.CONFIRM_CANCEL, Guard.NODE_MINE)), "crash, cancel", 10
+    ),
+    "forget without compare": Flaw(without((Name.FORGET, Guard.ENDED_SAME)), "retention", 1),
     # Guards that imply each other by invariant 2; see SECOND_LINES.
-    "claim without record and index": (both(Name.CLAIM, Guard.QUEUED_PRESENT), "submit"),
-    "finish without record and claim": (both(Name.FINISH, Guard.CLAIM_MINE), "cancel, unknown"),
-    "give back without record and claim": (both(Name.GIVE_BACK, Guard.CLAIM_MINE), "partition, unknown"),
-    "confirmed cancel without record and claim": (both(Name.CONFIRM_CANCEL, Guard.CLAIM_MINE), "cancel, unknown"),
-    "cancel (queued) without record and index": (both(Name.CANCEL_QUEUED, Guard.QUEUED_PRESENT), "cancel, unknown"),
-    "cancel (running) without record and index": (both(Name.REQUEST_CANCEL, Guard.RUNNING_PRESENT), "cancel, unknown"),
-    "fence after expiry": (replace(R, fence_late=MARGIN + 1), "partition"),
-    "deadline from the ping's answer": (replace(R, fence_from_answer=True), "slow ping, partition"),
-    "lease revoked before the kill": (replace(R, revoke_after_kill=False), "crash"),
-    "give back before the kill": (replace(R, giveback_after_kill=False), "drain, unknown"),
-    "same id after a lost lease": (replace(R, new_id=False), "partition"),
+    "claim without record and index": Flaw(both(Name.CLAIM, Guard.QUEUED_PRESENT), "submit", 2),
+    "finish without record and claim": Flaw(both(Name.FINISH, Guard.CLAIM_MINE), "cancel, unknown", 2),
+    "give back without record and claim": Flaw(both(Name.GIVE_BACK, Guard.CLAIM_MINE), "partition, unknown", 3),
+    "confirmed cancel without record and claim": Flaw(
+        both(Name.CONFIRM_CANCEL, Guard.CLAIM_MINE), "cancel, unknown", 2
+    ),
+    "cancel (queued) without record and index": Flaw(
+        both(Name.CANCEL_QUEUED, Guard.QUEUED_PRESENT), "cancel, unknown", 2
+    ),
+    "cancel (running) without record and index": Flaw(
+        both(Name.REQUEST_CANCEL, Guard.RUNNING_PRESENT), "cancel, unknown", 2
+    ),
+    "fence after expiry": Flaw(replace(R, fence_late=MARGIN + 1), "partition", 4),
+    "deadline from the ping's answer": Flaw(replace(R, fence_from_answer=True), "slow ping, partition", 4),
+    "lease revoked before the kill": Flaw(replace(R, revoke_after_kill=False), "crash", 4),
+    "give back before the kill": Flaw(replace(R, giveback_after_kill=False), "drain, unknown", 4),
+    "same id after a lost lease": Flaw(replace(R, new_id=False), "partition", 4),
 }
