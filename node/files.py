@@ -7,6 +7,8 @@ directory is synced as well, since a rename lives in the directory. For files of
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -45,3 +47,29 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """Makes all in this directory durable, and itself. Raises OSError."""
+    for path in (*directory.rglob("*"), directory):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Each takes the other's place, at once (renameat2(2), RENAME_EXCHANGE). On a file system that cannot, there is a
+    moment in which `other` is not there. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_cwd, rename_exchange = -100, 2
+    if libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), rename_exchange) == 0:
+        return
+    error = ctypes.get_errno()
+    if error not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(error, os.strerror(error), str(other))
+    between = other.with_name(f"{TEMPORARY_PREFIX}{other.name}")
+    other.rename(between)
+    one.rename(other)
+    between.rename(one)

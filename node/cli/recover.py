@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -41,7 +40,7 @@ def command(settings: Settings, *, yes: bool, as_json: bool) -> int:
             if not yes:
                 _tell_plan(found)
                 return ExitCode.USAGE
-            done = asyncio.run(recover(settings, data, say=note))
+            done = recover(settings, data, say=note)
     except REFUSALS as error:
         raise Failure(str(error), ExitCode.FAILURE) from error
     tell_begun_again("recovered", done, as_json=as_json)

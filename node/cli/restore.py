@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +43,7 @@ def command(settings: Settings, file: Path, *, yes: bool, as_json: bool) -> int:
                 note("Make sure first that no other node of the cluster runs, or will be started with its old data.")
                 note("Nothing was changed.")
                 return ExitCode.USAGE
-            done = asyncio.run(restore(settings, file.absolute(), data, say=note))
+            done = restore(settings, file.absolute(), data, say=note)
     except REFUSALS as error:
         raise Failure(str(error), ExitCode.FAILURE) from error
     tell_begun_again("restored", done, as_json=as_json)

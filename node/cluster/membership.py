@@ -213,7 +213,8 @@ class Membership:
         if not others and not may_hear:
             raise MembershipError(
                 f"etcd's data are missing in {self._config.directory}, and no other member of its cluster is known: "
-                "restore the directory from a backup, or begin anew with an empty data directory"
+                "restore the directory from a backup, or begin anew with an empty data directory (data.before-* beside "
+                "it are what node recover or node restore kept)"
             )
         if len(others) < len(self._endpoints):
             log.error(

@@ -16,7 +16,6 @@ Repeating it is harmless.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -26,19 +25,21 @@ from typing import TYPE_CHECKING
 from etcd import keys
 from etcd.port import Compare, Put, Range, Relation, Target, Txn
 from node.cluster.founding import Cluster, WrongCluster, read_cluster
-from node.files import sync_directory
+from node.files import exchange, sync_directory, sync_tree
 
 if TYPE_CHECKING:
     from etcd.client import EtcdClient
+from etcd.errors import NoSpace
 
 #: A voter that lagged by more writes than these is a case for a backup rather; raft sends 512 messages ahead.
 REVISIONS_PASSED = 10_000
 #: Of those writes, at a time.
 _IN_FLIGHT = 200
-#: The longest lease that is waited for.
-LEASES_LIMIT_S = 300.0
 _LOOK_S = 0.25
-_WRITE_LIMIT_S = 30.0
+_SAY_EVERY_S = 15.0
+#: For one call: what was copied just now may keep the disk busy.
+_CALL_LIMIT_S = 60.0
+_MAKE_ROOM_LIMIT_S = 600.0
 _EPOCH_DAYS_BEGIN = date(2025, 1, 1)
 
 
@@ -66,42 +67,57 @@ class BegunAgain:
 
 async def look(etcd: EtcdClient) -> Contents:
     """Raises WrongCluster where no cluster was founded in it, StoreError."""
-    cluster = await read_cluster(etcd)
+    cluster = await read_cluster(etcd, timeout_s=_CALL_LIMIT_S)
     if cluster is None:
         raise WrongCluster("there is no cluster in these data")
     counts = []
     for every in (keys.all_tasks(), keys.queued(), keys.running()):
-        counts.append(await etcd.range(Range(every.key, every.range_end, count_only=True)))
+        counts.append(await etcd.range(Range(every.key, every.range_end, count_only=True), timeout_s=_CALL_LIMIT_S))
     return Contents(cluster, counts[0].revision, *(found.count for found in counts))
 
 
-async def begin_again(etcd: EtcdClient, cluster: Cluster, *, say: Callable[[str], None]) -> int:
-    """Does what the module says; gives the new epoch. Raises StoreError, WrongCluster (somebody else writes to it, or a
-    node's key stays).
+async def begin_again(etcd: EtcdClient, contents: Contents, *, lease_ttl_s: float, say: Callable[[str], None]) -> int:
+    """Does what the module says; gives the new epoch. Raises StoreError, WrongCluster (somebody else writes to it).
 
-    say: told each step, for people.
+    lease_ttl_s: of this host's nodes. The leases in the copy are waited for however long they are, and those of nodes
+    that came after it for so long. say: told each step, for people.
     """
-    await _wait_for_leases(etcd, say)
+    await _wait_for_leases(etcd, lease_ttl_s, say)
+    await _make_room(etcd, contents.revision, say)
     say("raising the epoch, and passing over revisions")
-    epoch = await _raise_epoch(etcd, cluster)
-    await _pass_over_revisions(etcd, epoch)
+    try:
+        epoch = await _raise_epoch(etcd, contents.cluster)
+        await _pass_over_revisions(etcd, epoch)
+    except NoSpace as error:
+        raise NoSpace(f"{error}; nothing was changed. Repeat it with a larger etcd_quota") from error
     return epoch
 
 
-async def _wait_for_leases(etcd: EtcdClient, say: Callable[[str], None]) -> None:
-    nodes = keys.all_nodes()
-    limit_at = asyncio.get_running_loop().time() + LEASES_LIMIT_S
-    is_told = False
-    while count := (await etcd.range(Range(nodes.key, nodes.range_end, count_only=True))).count:
-        if not is_told:
-            say(f"waiting until the leases of {count} nodes have run out")
-            is_told = True
-        if asyncio.get_running_loop().time() > limit_at:
-            raise WrongCluster(
-                f"{count} keys below {nodes.key.decode()} are still there after {LEASES_LIMIT_S:g} s: nodes' keys have "
-                "leases of some seconds. Nothing was changed. Whoever wrote them must delete them"
-            )
+async def _wait_for_leases(etcd: EtcdClient, lease_ttl_s: float, say: Callable[[str], None]) -> None:
+    nodes, now = keys.all_nodes(), asyncio.get_running_loop().time
+    until, say_at = now() + lease_ttl_s, now()
+    while True:
+        found = (await etcd.range(Range(nodes.key, nodes.range_end, keys_only=True), timeout_s=_CALL_LIMIT_S)).kvs
+        if strangers := [kv.key.decode(errors="replace") for kv in found if not kv.lease]:
+            raise WrongCluster(f"{', '.join(strangers)}: no node wrote these, for they have no lease")
+        if not found and now() >= until:
+            return
+        if found and now() >= say_at:
+            say(f"waiting until the leases of {len(found)} nodes have run out")
+            say_at = now() + _SAY_EVERY_S
         await asyncio.sleep(_LOOK_S)
+
+
+async def _make_room(etcd: EtcdClient, revision: int, say: Callable[[str], None]) -> None:
+    """A full etcd takes no write until the alarm is over."""
+    alarms = [alarm for alarm in await etcd.alarms(timeout_s=_CALL_LIMIT_S) if alarm.kind == "NOSPACE"]
+    if not alarms:
+        return
+    say("etcd is full: compacting and defragmenting it")
+    await etcd.compact(revision, physical=True, timeout_s=_MAKE_ROOM_LIMIT_S)
+    await etcd.defragment(timeout_s=_MAKE_ROOM_LIMIT_S)
+    for alarm in alarms:
+        await etcd.disarm(alarm, timeout_s=_CALL_LIMIT_S)
 
 
 async def _raise_epoch(etcd: EtcdClient, cluster: Cluster) -> int:
@@ -114,7 +130,8 @@ async def _raise_epoch(etcd: EtcdClient, cluster: Cluster) -> int:
         Txn(
             compares=(Compare(key, Target.VALUE, Relation.EQUAL, str(cluster.epoch).encode()),),
             success=(Put(key, str(epoch).encode()),),
-        )
+        ),
+        timeout_s=_CALL_LIMIT_S,
     )
     if not raised.succeeded:
         raise WrongCluster("somebody else writes to these data: stop whatever it is, and begin again")
@@ -126,29 +143,23 @@ async def _pass_over_revisions(etcd: EtcdClient, epoch: int) -> None:
     again = Txn(success=(Put(keys.cluster_epoch(), str(epoch).encode()),))
     revision = 0
     for _ in range(0, REVISIONS_PASSED, _IN_FLIGHT):
-        written = await asyncio.gather(*(etcd.txn(again, timeout_s=_WRITE_LIMIT_S) for _ in range(_IN_FLIGHT)))
+        written = await asyncio.gather(*(etcd.txn(again, timeout_s=_CALL_LIMIT_S) for _ in range(_IN_FLIGHT)))
         revision = max(result.revision for result in written)
-    await etcd.compact(revision)
+    await etcd.compact(revision, timeout_s=_CALL_LIMIT_S)
 
 
 def put_in_place(made: Path, there: Path, aside: str) -> Path | None:
     """`made`, durable, becomes etcd's data directory `there`; what was there before is kept beside it, by a name that
-    begins with `aside` and tells the time: that is given. A crash in between leaves nothing in place. Blocks while it
-    syncs. Raises OSError."""
-    for path in (*made.rglob("*"), made):
-        _sync(path)
+    begins with `aside` and tells the time: that is given. At every moment one of the two is in place. Blocks. Raises
+    OSError."""
+    sync_tree(made)
     kept = None
     if there.exists():
+        exchange(made, there)
         kept = there.with_name(f"{aside}{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
-        there.rename(kept)
-    made.rename(there)
+        made.rename(kept)
+    else:
+        made.rename(there)
     sync_directory(there.parent)
+    sync_directory(made.parent)
     return kept
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

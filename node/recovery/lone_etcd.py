@@ -22,8 +22,8 @@ from node.joining.foothold import CLUSTER_NAME
 from node.trust.material import Trust, ensure_trust, names_of_this_host
 from pilfer.address import NODE_DNS_NAME
 
-#: A lone voter elects itself within some 2 s; a large database is read first.
-READY_LIMIT_S = 120.0
+#: A lone voter elects itself within some 2 s; a large database is read first, from a slow disk perhaps.
+READY_LIMIT_S = 900.0
 
 
 @contextlib.asynccontextmanager

@@ -4,8 +4,8 @@ What the lost majority had acknowledged and this voter had not received is lost:
 is a person's decision, never the node's own, and the old data stay beside the new.
 
 Order: everything is checked; the data are copied, and in the copy etcd forgets the other members and begins again
-(`begin_again.py`); whole and durable, it takes the place of the data, which are kept beside it. A crash in between
-leaves the data as they were or, between two renames, none in place: repeating it mends that.
+(`begin_again.py`); whole and durable, it takes the place of the data, which are kept beside it. A crash at any moment
+leaves either in place, and perhaps the copy, which the next try removes.
 
 The other voters may come back one by one: this one tells each that it is a member no more, and it goes on as a client
 (`node/cluster/membership.py`). Two of them that start beside each other while neither reaches this one would be the
@@ -23,9 +23,11 @@ from pathlib import Path
 from node.cluster.founding import WrongCluster
 from node.config import Settings
 from node.datadir import DataDir, DataDirError
+from node.files import sync_tree
 from node.joining.cluster_memory import ClusterMemory
-from node.recovery.begin_again import BegunAgain, begin_again, look, put_in_place
+from node.recovery.begin_again import BegunAgain, Contents, begin_again, look, put_in_place
 from node.recovery.lone_etcd import ensure_own_trust, lone_etcd
+from node.trust.material import Trust
 
 #: Data of before, beside the new.
 ASIDE = "data.before-recover-"
@@ -52,8 +54,6 @@ def survivor(data: DataDir) -> Survivor:
     if memory is None:
         raise DataDirError(f"{data.path} belongs to no cluster: there is nothing to recover")
     directory = data.etcd / "data"
-    if not directory.exists() and (asides := sorted(data.etcd.glob(f"{ASIDE}*"))):
-        directory = asides[-1]  # an earlier try was interrupted when it had put them aside
     if not (directory / "member" / "wal").is_dir():
         raise DataDirError(
             f"{data.path} holds no copy of the cluster's tasks, since this host had no vote: recover on one that had "
@@ -64,8 +64,9 @@ def survivor(data: DataDir) -> Survivor:
     return Survivor(memory, directory, size, max(path.stat().st_mtime for path in files))
 
 
-async def recover(settings: Settings, data: DataDir, *, say: Callable[[str], None]) -> BegunAgain:
-    """Does it. Raises DataDirError, TrustError, WrongCluster, EtcdNotFound, EtcdNotReady, StoreError, OSError.
+def recover(settings: Settings, data: DataDir, *, say: Callable[[str], None]) -> BegunAgain:
+    """Does it, on a loop of its own. Raises DataDirError, TrustError, WrongCluster, EtcdNotFound, EtcdNotReady,
+    StoreError, OSError; then, and where it is interrupted, nothing was changed.
 
     say: told each step, for people.
     """
@@ -75,24 +76,30 @@ async def recover(settings: Settings, data: DataDir, *, say: Callable[[str], Non
     shutil.rmtree(place, ignore_errors=True)
     try:
         say("copying the data")
-        await asyncio.to_thread(copy, found.data_dir, place / "data", found.size_bytes)
+        copy(found.data_dir, place / "data", found.size_bytes)
         say("starting etcd alone in the copy, without the other members")
-        async with lone_etcd(settings, place, trust, force_new_cluster=True) as etcd:
-            contents = await look(etcd)
-            if contents.cluster.id != found.memory.cluster_id:
-                raise WrongCluster(
-                    f"these data are of cluster {contents.cluster.id}, and this host belongs to "
-                    f"{found.memory.cluster_id}: nothing was changed"
-                )
-            epoch = await begin_again(etcd, contents.cluster, say=say)
-        aside = await asyncio.to_thread(put_in_place, place / "data", data.etcd / "data", ASIDE)
+        contents, epoch = asyncio.run(_begin_alone(settings, place, trust, found.memory.cluster_id, say))
+        aside = put_in_place(place / "data", found.data_dir, ASIDE)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    return BegunAgain(contents, epoch, aside or found.data_dir)
+    return BegunAgain(contents, epoch, aside)
+
+
+async def _begin_alone(
+    settings: Settings, place: Path, trust: Trust, cluster_id: str, say: Callable[[str], None]
+) -> tuple[Contents, int]:
+    async with lone_etcd(settings, place, trust, force_new_cluster=True) as etcd:
+        contents = await look(etcd)
+        if contents.cluster.id != cluster_id:
+            raise WrongCluster(
+                f"these data are of cluster {contents.cluster.id}, and this host belongs to {cluster_id}: nothing was "
+                "changed"
+            )
+        return contents, await begin_again(etcd, contents, lease_ttl_s=settings.lease_ttl_s, say=say)
 
 
 def copy(source: Path, target: Path, size_bytes: int) -> None:
-    """Raises DataDirError (no room), OSError."""
+    """A durable copy. Raises DataDirError (no room), OSError."""
     free = shutil.disk_usage(source).free
     if free < size_bytes + RESERVE_BYTES:
         raise DataDirError(
@@ -100,3 +107,5 @@ def copy(source: Path, target: Path, size_bytes: int) -> None:
         )
     target.parent.mkdir(mode=0o700)
     shutil.copytree(source, target)
+    # Now: etcd's own writes would wait behind all of it.
+    sync_tree(target)

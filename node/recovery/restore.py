@@ -6,7 +6,7 @@ must not be started again with its old data: its nodes would be a second cluster
 
 Order: the backup is unpacked and looked into beside what is there; only then does it take its place, and what was there
 is kept. A crash in between changes nothing, or leaves an etcd directory without its `cluster.json`, which no start
-accepts, or a `cluster.json` without etcd's data: repeating the restore mends both.
+accepts: repeating the restore mends it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pathlib import Path
 
 from node.config import Settings
 from node.datadir import DataDir, DataDirError
+from node.files import sync_tree
 from node.joining.cluster_memory import ClusterMemory
-from node.recovery.begin_again import BegunAgain, begin_again, look, put_in_place
+from node.recovery.begin_again import BegunAgain, Contents, begin_again, look, put_in_place
 from node.recovery.lone_etcd import ensure_own_trust, lone_etcd
 from node.recovery.unpack import unpack
-from node.trust.material import has_joined
+from node.trust.material import Trust, has_joined
 
 ASIDE = "data.before-restore-"
 #: Where the backup is unpacked, beside etcd's own directory.
@@ -40,9 +41,9 @@ def check_place(data: DataDir) -> ClusterMemory | None:
     return memory
 
 
-async def restore(settings: Settings, file: Path, data: DataDir, *, say: Callable[[str], None]) -> BegunAgain:
-    """Does it. Raises DataDirError, EtcdNotFound, EtcdNotReady, WrongCluster, StoreError, TrustError, OSError; then
-    what was there is there still.
+def restore(settings: Settings, file: Path, data: DataDir, *, say: Callable[[str], None]) -> BegunAgain:
+    """Does it, on a loop of its own. Raises DataDirError, EtcdNotFound, EtcdNotReady, WrongCluster, StoreError,
+    TrustError, OSError; then, and where it is interrupted, nothing was changed.
 
     say: told each step, for people.
     """
@@ -52,20 +53,32 @@ async def restore(settings: Settings, file: Path, data: DataDir, *, say: Callabl
     place.mkdir(mode=0o700, parents=True)
     try:
         say(f"unpacking {file}")
-        await asyncio.to_thread(unpack, settings, file, place / "data", data.host_id)
+        unpack(settings, file, place / "data", data.host_id)
+        sync_tree(place / "data")
         trust = ensure_own_trust(data, may_found=True)
         say("looking into it")
-        async with lone_etcd(settings, place, trust) as etcd:
-            contents = await look(etcd)
-            if memory is not None and contents.cluster.id != memory.cluster_id:
-                raise DataDirError(
-                    f"{file} is of cluster {contents.cluster.id}, and {data.path} belongs to {memory.cluster_id}: "
-                    "restore it into another, empty data directory (--data-dir)"
-                )
-            epoch = await begin_again(etcd, contents.cluster, say=say)
-        aside = await asyncio.to_thread(put_in_place, place / "data", data.etcd / "data", ASIDE)
+        contents, epoch = asyncio.run(_begin_alone(settings, file, data, trust, memory, say))
+        aside = put_in_place(place / "data", data.etcd / "data", ASIDE)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     memory = memory or ClusterMemory(data.path, cluster_id=contents.cluster.id, name=settings.name, is_founder=True)
     memory.save()
     return BegunAgain(contents, epoch, aside)
+
+
+async def _begin_alone(  # noqa: PLR0917  (each is another thing)
+    settings: Settings,
+    file: Path,
+    data: DataDir,
+    trust: Trust,
+    memory: ClusterMemory | None,
+    say: Callable[[str], None],
+) -> tuple[Contents, int]:
+    async with lone_etcd(settings, data.etcd / UNPACKED, trust) as etcd:
+        contents = await look(etcd)
+        if memory is not None and contents.cluster.id != memory.cluster_id:
+            raise DataDirError(
+                f"{file} is of cluster {contents.cluster.id}, and {data.path} belongs to {memory.cluster_id}: "
+                "restore it into another, empty data directory (--data-dir)"
+            )
+        return contents, await begin_again(etcd, contents, lease_ttl_s=settings.lease_ttl_s, say=say)
