@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import islice
 
 from etcd.errors import StoreError
@@ -75,10 +75,13 @@ class ReadAhead:
         wanted = [task_id for task_id in islice(mine, HELD_MAX) if task_id not in self._held]
         return wanted if len(wanted) >= WORTH_READING else ()
 
-    async def read(self, task_ids: Sequence[str]) -> None:
-        """Reads and holds these. Errors cost nothing but the advantage."""
+    def read(self, task_ids: Sequence[str]) -> Coroutine[None, None, None]:
+        """Reads and holds these. Errors cost nothing but the advantage. They are under way from this call on."""
         reading = set(task_ids)
         self._reads.append(reading)
+        return self._read(task_ids, reading)
+
+    async def _read(self, task_ids: Sequence[str], reading: set[str]) -> None:
         try:
             for seen in await self._store.read_each(task_ids):
                 # One that cannot be read is told when it is to be claimed.
@@ -88,4 +91,4 @@ class ReadAhead:
             log.debug("nothing was read ahead: %s", error)
             await asyncio.sleep(0.5)
         finally:
-            self._reads.remove(reading)
+            self._reads = [one for one in self._reads if one is not reading]

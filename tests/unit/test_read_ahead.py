@@ -91,3 +91,30 @@ async def test_a_record_that_changed_while_it_was_read_is_not_held_for_the_next_
     answers[1].set_result([new])
     await second
     assert read_ahead.take(task_id) == new
+
+
+async def test_two_looks_in_one_round_read_once_and_equal_reads_are_told_apart() -> None:
+    """Two tasks end in one round of the loop: the second look comes before the first read has begun."""
+    answers: list[asyncio.Future[list[Versioned]]] = []
+
+    class Slow:
+        async def read_each(self, task_ids: Sequence[str]) -> list[Versioned]:
+            answers.append(asyncio.get_running_loop().create_future())
+            return await answers[-1]
+
+    view = QueueView("me", CAPACITY)
+    for task_id in TASKS[:3]:
+        view.add(task_id, Requirements(), now=0.0)
+    read_ahead = ReadAhead(cast(TaskStore, Slow()), view)
+    first = asyncio.create_task(read_ahead.read(read_ahead.wanted()))
+    assert not read_ahead.wanted(), "they are under way"
+    # Equal ones can still be, where all was dropped in between; they may be answered in any order.
+    read_ahead.drop(TASKS[0])
+    second = asyncio.create_task(read_ahead.read(TASKS[1:3]))
+    await asyncio.sleep(0)
+    answers[1].set_result([])
+    await second
+    read_ahead.drop(TASKS[1])
+    answers[0].set_result([Versioned(new_task(id=task_id), 1) for task_id in TASKS[:3]])
+    await first
+    assert [read_ahead.take(task_id) is not None for task_id in TASKS[:3]] == [False, False, True]
