@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -54,7 +55,9 @@ async def list_and_watch(
         began = asyncio.get_running_loop().time()
         try:
             listed = await etcd.range(what, timeout_s=timeout_s)
-            timeout_s = FIRST_LIST_TIMEOUT_S
+            took_s = asyncio.get_running_loop().time() - began
+            timeout_s = min(max(FIRST_LIST_TIMEOUT_S, 2 * took_s), LAST_LIST_TIMEOUT_S)
+            began = math.inf
             async with etcd.watch([key_range], start_revision=listed.revision + 1) as watch:
                 pause_s = FIRST_PAUSE_S
                 yield Listing(listed.kvs, listed.revision, listed.more)
