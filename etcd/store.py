@@ -15,6 +15,7 @@ knows nothing, and its reconciling of own running keys finds out. Times are Unix
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -40,6 +41,8 @@ __all__ = [
     "TaskStore",
     "Versioned",
 ]
+
+log = logging.getLogger(__name__)
 
 #: Records read in one RPC: bounded, since each may be a MiB.
 _READ_CHUNK = 50
@@ -420,12 +423,14 @@ def _claimed(seen: Versioned, identity: Identity, now: float) -> Task:
 
 
 def _epoch(result: RangeResult) -> int:
-    """0 in an etcd that nobody founded a cluster in, where there is nothing to recover either. Raises RecordCorrupt."""
+    """0 in an etcd that nobody founded a cluster in, where there is nothing to recover either; and where somebody wrote
+    over it: the claim is there, and a task that runs with too small a token is refused by who compares tokens."""
     if not result.kvs:
         return 0
     (kv,) = result.kvs
     if not kv.value.isdigit():
-        raise RecordCorrupt(f"{kv.key.decode()} is no number: {kv.value!r}")
+        log.error("%s is no number: %r. Fence tokens are too small until it is mended", kv.key.decode(), kv.value)
+        return 0
     return int(kv.value)
 
 

@@ -110,7 +110,7 @@ class DrainCalls:
             removed = await self._remove(request.node)
             if removed is not None:
                 return nodes_pb2.RemoveResponse(host_id=removed.host_id, name=removed.name)
-        raise OutcomeUnknown(f"the removal of {request.node} was not answered")
+        raise OutcomeUnknown(f"the removal of {request.node} was not answered, or the node comes and goes: try again")
 
     async def _remove(self, given: str) -> KnownNode | None:
         """One try; None: look again."""

@@ -108,7 +108,7 @@ class Session:
 
     async def close(self, revoke: bool = True) -> None:
         """Ends the thread. With revoke the node's key goes at once, otherwise when the lease runs out. May be called
-        more than once; takes LEAVE_TIMEOUT_S at most where etcd does not answer."""
+        more than once; takes LEAVE_TIMEOUT_S and LINGER_S at most where etcd does not answer."""
         if self._thread is None or self._loop is None:
             return
         self._revoke = revoke
