@@ -156,6 +156,11 @@ class SimLoop(VirtualLoop):
         self._tasks.append(task)
         return task
 
+    def unheard(self) -> list[str]:
+        """Of tasks whose end nobody has asked for. asyncio tells of those when they are collected: here none is."""
+        ended = (task for task in self._tasks if task.done() and not task.cancelled())
+        return [f"{task.get_name()}: {task.exception()!r}" for task in ended if getattr(task, "_log_traceback", False)]
+
     def true_time(self) -> float:
         """Of no machine."""
         return super().time()

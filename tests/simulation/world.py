@@ -195,7 +195,7 @@ class World:
             await self._wait_forgotten()
             await self._wait_restored()
         tending.cancel()
-        self.checks.finish(self.submitted, self._loop.errors)
+        self.checks.finish(self.submitted, [*self._loop.errors, *self._loop.unheard()])
 
     @contextlib.asynccontextmanager
     async def _people(self) -> AsyncIterator[TaskStore]:
