@@ -94,7 +94,7 @@ THEMES = (
     ),
     Theme(
         "drains, stops and deleted keys",
-        ("drain", "drain", "drain", "stop node", "stop node", "stop stuck", "delete key", "delete key"),
+        (*["drain"] * 3, *["stop node"] * 4, "stop stuck", *["delete key"] * 2),
         counts=(2, 4),
         lengths_s=(7.0, 14.0),
         hosts=(1, 2, 3),
