@@ -60,6 +60,9 @@ test-node: setup ## Whole nodes: API, command line, restart, kill -9
 test-cluster: setup ## Clusters of nodes in network namespaces: faults by pid, signal and link (5 minutes)
 	$(PYTEST) tests/cluster_live
 
+test-long: setup-tests ## What takes hours: more rounds of cluster tests, each second line of the model in each scenario
+	$(PYTEST) -m long tests
+
 hostile: setup ## COUNT=10000 tasks, a third of them hostile: what becomes of each, and of the machine (10 minutes)
 	$(BIN)/python -m tests.hostile.ten_thousand --count $(or $(COUNT),10000) $(if $(SEED),--seed $(SEED))
 
