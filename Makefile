@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup setup-tests protos check fix test test-fast test-sim test-mutants test-etcd test-isolation test-v2 test-node test-cluster hostile chaos bench demo cluster clean
+.PHONY: help setup setup-tests protos check fix test test-fast test-sim test-mutants test-etcd test-isolation test-v2 test-node test-cluster test-long hostile chaos bench demo cluster clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
