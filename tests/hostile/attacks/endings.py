@@ -54,9 +54,11 @@ def deserted() -> None:
     """The command leaves its group and session; what is sent to its group must reach it."""
     if os.fork() != 0:
         # The command itself stays in its session as leader, and cannot leave it; a child goes on without it.
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(4))
+        # Not a handler and a sleep: a signal that comes right before the sleep would not end it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         say(KIND, "ready")
-        time.sleep(LIMIT_S)
+        if signal.sigtimedwait({signal.SIGTERM}, LIMIT_S) is not None:
+            os._exit(4)
     os.setsid()
     chatter()
 
