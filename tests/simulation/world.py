@@ -59,6 +59,8 @@ NEEDS_BYTES = (None, None, 1 << 30, 3 << 30)
 #: From the moment at which nothing more needs to be kept until all is forgotten: looks each 5 s, a duty that changes
 #: hands.
 FORGET_S = 20.0
+#: A submit that nobody waits for any more may be written so long after etcd has a leader again.
+LATE_S = 6.0
 CALL_S = 20.0
 #: Of real time. A world takes a tenth of a second; a crowded machine has it wait.
 HUNG_S = 60
@@ -208,8 +210,11 @@ class World:
         work_s = sum(float(task.spec.args[0]) * task.spec.requirements.cpu for task in left)
         # Twice what it takes where nothing is ever idle: what fits nowhere together waits for room.
         until = clock.monotonic() + PATIENCE_S + 2.0 * work_s / sum(host.capacity.cpu for host in self.hosts)
-        while clock.monotonic() < until:
-            if all(task.status.is_terminal for task in self.checks.history.tasks.values()):
+        settled_at: float | None = None
+        while (now := clock.monotonic()) < until:
+            has_ended = all(task.status.is_terminal for task in self.checks.history.tasks.values())
+            settled_at = (settled_at or now) if has_ended and self.cluster.has_leader else None
+            if settled_at is not None and now - settled_at >= LATE_S:
                 return
             await asyncio.sleep(0.5)
         for task in self.checks.history.tasks.values():
