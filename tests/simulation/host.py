@@ -343,7 +343,7 @@ class Host:
             command.go_on()
 
     def _commands(self) -> list[Command]:
-        return [command for spawner in self.spawners for command in spawner.commands.values()]
+        return [command for spawner in self.spawners for command in spawner.in_cgroups]
 
     def wipe(self, host_id: str) -> None:
         """An empty data directory, and so another id."""

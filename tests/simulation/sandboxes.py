@@ -337,9 +337,14 @@ class SimSpawner:
         self.end_commands()
         self.process.kill()
 
+    @property
+    def in_cgroups(self) -> list[Command]:
+        """Its own, and those that a spawner which died has left for a moment."""
+        return [*self.commands.values(), *self._dying]
+
     def end_commands(self, how: str = "stop") -> None:
         """Kills all that is in its cgroups."""
-        for command in (*self.commands.values(), *self._dying):
+        for command in self.in_cgroups:
             command.end(how)
 
     def die(self) -> None:
