@@ -34,9 +34,9 @@ fix: setup ## Repair what can be repaired by a program: lint, format, stubs
 test: setup-tests ## All tests that this machine can run (ten minutes); REQUIRE=etcd,isolation,witness forbids skips, AGAIN=yes tries failures twice
 	scripts/test.sh $(if $(AGAIN),--again)
 
-ALONE := not etcd and not isolation and not node and not cluster and not witness
+COMPUTES := not etcd and not isolation and not node and not cluster and not witness
 test-fast: setup ## Unit tests, the contract on the fake etcd, 300 simulated worlds (a minute)
-	$(PYTEST) -q -n auto -m "$(ALONE)" tests/unit tests/contract tests/simulation
+	$(PYTEST) -q -n auto -m "$(COMPUTES)" tests/unit tests/contract tests/simulation
 
 test-sim: setup ## SEEDS=20000 simulated worlds: a whole cluster in one process, on virtual time
 	$(BIN)/python -m tests.simulation --seeds 1-$(or $(SEEDS),2000)

@@ -15,7 +15,7 @@ class Claim:
 
     task: Task
     mod_revision: int
-    #: create_revision of the running key: the claim's identity and the task's fence token.
+    #: create_revision of the running key: the claim's identity, and the low part of the task's fence token.
     fence_revision: int
     #: The cluster's when the running key was written, or later: the high part of the fence token.
     epoch: int

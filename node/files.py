@@ -42,31 +42,31 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
 def sync_directory(path: Path) -> None:
     """Makes names that were made, replaced or removed in this directory durable. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(path, os.O_DIRECTORY)
+
+
+def sync_tree(directory: Path) -> None:
+    """Makes all in this directory durable, and itself. Raises OSError."""
+    for path in (*directory.rglob("*"), directory):
+        _sync(path)
+
+
+def _sync(path: Path, flags: int = 0) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def sync_tree(directory: Path) -> None:
-    """Makes all in this directory durable, and itself. Raises OSError."""
-    for path in (*directory.rglob("*"), directory):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def exchange(one: Path, other: Path) -> None:
     """Each takes the other's place, at once (renameat2(2), RENAME_EXCHANGE). On a file system that cannot, there is a
     moment in which `other` is not there. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
     at_cwd, rename_exchange = -100, 2
-    if libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), rename_exchange) == 0:
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc has it since 2.28
+    if renameat2 and not renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), rename_exchange):
         return
-    error = ctypes.get_errno()
+    error = ctypes.get_errno() if renameat2 else errno.ENOSYS
     if error not in (errno.EINVAL, errno.ENOSYS):
         raise OSError(error, os.strerror(error), str(other))
     between = other.with_name(f"{TEMPORARY_PREFIX}{other.name}")

@@ -25,7 +25,10 @@ from typing import TYPE_CHECKING
 from etcd import keys
 from etcd.port import Compare, Put, Range, Relation, Target, Txn
 from node.cluster.founding import Cluster, WrongCluster, read_cluster
+from node.config import Settings
 from node.files import exchange, sync_directory, sync_tree
+from node.recovery.lone_etcd import lone_etcd
+from node.trust.material import Trust
 
 if TYPE_CHECKING:
     from etcd.client import EtcdClient
@@ -63,6 +66,31 @@ class BegunAgain:
     epoch: int
     #: What was there before; None: nothing.
     aside: Path | None
+
+
+def begin_alone(
+    settings: Settings,
+    directory: Path,
+    trust: Trust,
+    check: Callable[[Contents], None],
+    *,
+    force_new_cluster: bool = False,
+    say: Callable[[str], None],
+) -> tuple[Contents, int]:
+    """Looks into the data in `directory`/data and begins again in them, on a loop of its own; gives what they hold and
+    the new epoch. Raises what `lone_etcd`, `look` and `begin_again` raise.
+
+    check: raises where these are not the data that are meant. force_new_cluster: forget the other members. say: told
+    each step, for people.
+    """
+
+    async def begin() -> tuple[Contents, int]:
+        async with lone_etcd(settings, directory, trust, force_new_cluster=force_new_cluster) as etcd:
+            contents = await look(etcd)
+            check(contents)
+            return contents, await begin_again(etcd, contents, lease_ttl_s=settings.lease_ttl_s, say=say)
+
+    return asyncio.run(begin())
 
 
 async def look(etcd: EtcdClient) -> Contents:

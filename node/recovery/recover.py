@@ -14,7 +14,6 @@ old quorum: the operator is told.
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +24,8 @@ from node.config import Settings
 from node.datadir import DataDir, DataDirError
 from node.files import sync_tree
 from node.joining.cluster_memory import ClusterMemory
-from node.recovery.begin_again import BegunAgain, Contents, begin_again, look, put_in_place
-from node.recovery.lone_etcd import ensure_own_trust, lone_etcd
-from node.trust.material import Trust
+from node.recovery.begin_again import BegunAgain, Contents, begin_alone, put_in_place
+from node.recovery.lone_etcd import ensure_own_trust
 
 #: Data of before, beside the new.
 ASIDE = "data.before-recover-"
@@ -71,6 +69,14 @@ def recover(settings: Settings, data: DataDir, *, say: Callable[[str], None]) ->
     say: told each step, for people.
     """
     found = survivor(data)
+
+    def check(contents: Contents) -> None:
+        if contents.cluster.id != found.memory.cluster_id:
+            raise WrongCluster(
+                f"these data are of cluster {contents.cluster.id}, and this host belongs to {found.memory.cluster_id}: "
+                "nothing was changed"
+            )
+
     trust = ensure_own_trust(data, may_found=False)
     place = data.etcd / COPY
     shutil.rmtree(place, ignore_errors=True)
@@ -78,24 +84,11 @@ def recover(settings: Settings, data: DataDir, *, say: Callable[[str], None]) ->
         say("copying the data")
         copy(found.data_dir, place / "data", found.size_bytes)
         say("starting etcd alone in the copy, without the other members")
-        contents, epoch = asyncio.run(_begin_alone(settings, place, trust, found.memory.cluster_id, say))
+        contents, epoch = begin_alone(settings, place, trust, check, force_new_cluster=True, say=say)
         aside = put_in_place(place / "data", found.data_dir, ASIDE)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return BegunAgain(contents, epoch, aside)
-
-
-async def _begin_alone(
-    settings: Settings, place: Path, trust: Trust, cluster_id: str, say: Callable[[str], None]
-) -> tuple[Contents, int]:
-    async with lone_etcd(settings, place, trust, force_new_cluster=True) as etcd:
-        contents = await look(etcd)
-        if contents.cluster.id != cluster_id:
-            raise WrongCluster(
-                f"these data are of cluster {contents.cluster.id}, and this host belongs to {cluster_id}: nothing was "
-                "changed"
-            )
-        return contents, await begin_again(etcd, contents, lease_ttl_s=settings.lease_ttl_s, say=say)
 
 
 def copy(source: Path, target: Path, size_bytes: int) -> None:

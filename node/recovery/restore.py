@@ -11,7 +11,6 @@ accepts: repeating the restore mends it.
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +19,10 @@ from node.config import Settings
 from node.datadir import DataDir, DataDirError
 from node.files import sync_tree
 from node.joining.cluster_memory import ClusterMemory
-from node.recovery.begin_again import BegunAgain, Contents, begin_again, look, put_in_place
-from node.recovery.lone_etcd import ensure_own_trust, lone_etcd
+from node.recovery.begin_again import BegunAgain, Contents, begin_alone, put_in_place
+from node.recovery.lone_etcd import ensure_own_trust
 from node.recovery.unpack import unpack
-from node.trust.material import Trust, has_joined
+from node.trust.material import has_joined
 
 ASIDE = "data.before-restore-"
 #: Where the backup is unpacked, beside etcd's own directory.
@@ -48,6 +47,14 @@ def restore(settings: Settings, file: Path, data: DataDir, *, say: Callable[[str
     say: told each step, for people.
     """
     memory = check_place(data)
+
+    def check(contents: Contents) -> None:
+        if memory is not None and contents.cluster.id != memory.cluster_id:
+            raise DataDirError(
+                f"{file} is of cluster {contents.cluster.id}, and {data.path} belongs to {memory.cluster_id}: "
+                "restore it into another, empty data directory (--data-dir)"
+            )
+
     place = data.etcd / UNPACKED
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(mode=0o700, parents=True)
@@ -57,28 +64,10 @@ def restore(settings: Settings, file: Path, data: DataDir, *, say: Callable[[str
         sync_tree(place / "data")
         trust = ensure_own_trust(data, may_found=True)
         say("looking into it")
-        contents, epoch = asyncio.run(_begin_alone(settings, file, data, trust, memory, say))
+        contents, epoch = begin_alone(settings, place, trust, check, say=say)
         aside = put_in_place(place / "data", data.etcd / "data", ASIDE)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    memory = memory or ClusterMemory(data.path, cluster_id=contents.cluster.id, name=settings.name, is_founder=True)
-    memory.save()
+    found = memory or ClusterMemory(data.path, cluster_id=contents.cluster.id, name=settings.name, is_founder=True)
+    found.save()
     return BegunAgain(contents, epoch, aside)
-
-
-async def _begin_alone(  # noqa: PLR0917  (each is another thing)
-    settings: Settings,
-    file: Path,
-    data: DataDir,
-    trust: Trust,
-    memory: ClusterMemory | None,
-    say: Callable[[str], None],
-) -> tuple[Contents, int]:
-    async with lone_etcd(settings, data.etcd / UNPACKED, trust) as etcd:
-        contents = await look(etcd)
-        if memory is not None and contents.cluster.id != memory.cluster_id:
-            raise DataDirError(
-                f"{file} is of cluster {contents.cluster.id}, and {data.path} belongs to {memory.cluster_id}: "
-                "restore it into another, empty data directory (--data-dir)"
-            )
-        return contents, await begin_again(etcd, contents, lease_ttl_s=settings.lease_ttl_s, say=say)

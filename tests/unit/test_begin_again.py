@@ -94,7 +94,7 @@ async def test_one_that_stays_full_says_what_to_do() -> None:
             await _begin_again(etcd)
 
 
-def test_at_every_moment_data_are_in_place(tmp_path: Path) -> None:
+def test_what_was_there_is_kept_beside_what_takes_its_place(tmp_path: Path) -> None:
     made, there = tmp_path / "copy" / "data", tmp_path / "data"
     for directory, content in ((made, "new"), (there, "old")):
         directory.mkdir(parents=True)

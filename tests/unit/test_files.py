@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
-from node.files import write_atomic
+from node.files import exchange, write_atomic
 
 
 def test_it_replaces_and_sets_the_mode_whatever_the_umask(tmp_path: Path) -> None:
@@ -48,3 +49,26 @@ def test_a_link_in_its_place_is_replaced_and_not_followed(tmp_path: Path) -> Non
     assert target.read_bytes() == b"mine"
     assert path.read_bytes() == b"new"
     assert not path.is_symlink()
+
+
+def test_an_exchange_leaves_no_moment_without_either(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    missing: list[Path] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            missing.extend(path for path in (one, other) if not path.exists())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    for _ in range(3000):
+        exchange(one, other)
+    over.set()
+    watching.join()
+    assert missing == []
+    (one / "file").write_text("of one")
+    exchange(one, other)
+    assert (other / "file").read_text() == "of one"
