@@ -16,7 +16,7 @@ from etcd.client import EtcdClient
 from etcd.errors import StoreError
 from etcd.port import Compare, Delete, Put, Range, Relation, Target, Txn
 from node.cluster.host_record import HostInUse
-from node.cluster.session import NodeHung, Session, boottime
+from node.cluster.session import LINGER_S, NodeHung, Session, boottime
 from node.core.fence import MARGIN_S
 from node.core.model import Capacity, Host
 from tests.support.etcd_process import EtcdProcess
@@ -100,6 +100,24 @@ async def test_close_without_revoking_leaves_the_key_to_its_lease(
     await session.close(revoke=False)
     assert (await etcd_client.range(Range(key(identity.node_id)))).count == 1
     await etcd_client.lease_revoke(session.lease_id)
+
+
+async def test_an_event_that_comes_just_after_the_client_was_closed_is_heard(
+    etcd_process: EtcdProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As grpc's of a cancelled call does: one for a loop that is closed would hold up those of the node's."""
+    heard = threading.Event()
+    close = EtcdClient.close
+
+    async def close_before_the_event(client: EtcdClient) -> None:
+        await close(client)
+        asyncio.get_running_loop().call_later(LINGER_S / 2, heard.set)
+
+    monkeypatch.setattr(EtcdClient, "close", close_before_the_event)
+    session = make_session(etcd_process.client, Deadlines())
+    await session.open(10)
+    await session.close()
+    assert heard.is_set()
 
 
 async def test_every_incarnation_has_an_id_of_its_own(etcd_process: EtcdProcess) -> None:

@@ -62,6 +62,8 @@ FORGET_S = 20.0
 #: A submit that nobody waits for any more may be written so long after etcd has a leader again.
 LATE_S = 6.0
 CALL_S = 20.0
+#: Of virtual time: how often somebody who waits for something looks, or tries again.
+LOOK_S = 0.5
 #: Of real time. A world takes a tenth of a second; a crowded machine has it wait.
 HUNG_S = 60
 
@@ -216,7 +218,7 @@ class World:
             settled_at = (settled_at or now) if has_ended and self.cluster.has_leader else None
             if settled_at is not None and now - settled_at >= LATE_S:
                 return
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(LOOK_S)
         for task in self.checks.history.tasks.values():
             if not task.status.is_terminal:
                 self.checks.add("EventuallyTerminal", task.id, f"not in time: {lifecycle.story(task)}")
@@ -240,7 +242,7 @@ class World:
             return
         until = clock.monotonic() + RESTORED_S
         while not self.members.is_restored:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(LOOK_S)
             if clock.monotonic() > until:
                 self.checks.add("VotersAreRestored", "etcd's members", self.members.words())
                 return
@@ -261,7 +263,7 @@ class World:
                 left = f"{len(tasks)} are left of {self.limits.max_count}"
                 self.checks.add("HistoryIsBounded", "finished tasks", left)
                 return
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(LOOK_S)
 
     # People
 
@@ -326,7 +328,7 @@ class World:
                 await store.submit(task, timeout_s=call_s)
             except StoreError as error:
                 self.tell(f"submit of {task.id[-6:]} is not answered: {error}")
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(LOOK_S)
             else:
                 self.submitted.append(task.id)
                 self.tell(

@@ -142,7 +142,7 @@ async def test_a_full_node_does_not_look_at_news_of_the_queue_and_takes_them_whe
         looks.clear()
         for _ in range(50):
             await _submit(shell.store, 1)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # of virtual time: each is news of its own
         assert len(looks) <= 1, "the first may tell that there is no room"
         await shell.store.cancel(first[0], now=NOW, timeout_s=TIMEOUT_S)
         await wait_until(lambda: len(shell.spawner.alive) == 2 and len(looks) > 1, what="the next runs")
