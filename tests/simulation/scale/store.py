@@ -39,7 +39,8 @@ class ScaleStore(FakeStore):
             return super()._range(op, revision)
         first, end = self._places(op)
         count = end - first
-        found = [] if op.count_only else [self._versions[key][-1] for key in self._live[first : first + op.limit]]
+        brought = [] if op.count_only else self._live[first : min(end, first + op.limit)]
+        found = [self._versions[key][-1] for key in brought]
         return RangeResult(tuple(found), count, more=len(found) < count and not op.count_only, revision=self.revision)
 
     def _put(self, op: Put, events: list[Event]) -> None:
