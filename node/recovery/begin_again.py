@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etcd import keys
+from etcd.errors import NoSpace
 from etcd.port import Compare, Put, Range, Relation, Target, Txn
 from node.cluster.founding import Cluster, WrongCluster, read_cluster
 from node.config import Settings
@@ -32,7 +33,6 @@ from node.trust.material import Trust
 
 if TYPE_CHECKING:
     from etcd.client import EtcdClient
-from etcd.errors import NoSpace
 
 #: A voter that lagged by more writes than these is a case for a backup rather; raft sends 512 messages ahead.
 REVISIONS_PASSED = 10_000

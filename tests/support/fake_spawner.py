@@ -64,6 +64,8 @@ class FakeSpawner:
     #: All that were ever started, by task id.
     sandboxes: dict[str, FakeSandbox] = field(default_factory=dict)
     clean: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Launches that came while it was down.
+    refused: int = 0
 
     def __post_init__(self) -> None:
         self.clean.set()
@@ -77,6 +79,7 @@ class FakeSpawner:
 
     async def launch(self, spec: SandboxSpec, *, stdin: int, stdout: int, stderr: int) -> FakeSandbox:
         if not self.is_up:
+            self.refused += 1
             raise NotLaunched("the spawner is not running")
         await asyncio.sleep(self.launch_takes_s)
         if not self.is_up:

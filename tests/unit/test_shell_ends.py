@@ -101,6 +101,25 @@ def _claims(argument: object) -> bool:
 
 
 @virtual_time
+async def test_a_task_that_may_run_once_runs_after_a_start_that_nobody_was_asked_for(tmp_path: Path) -> None:
+    """The spawner died while the task was being claimed: no command can have begun."""
+    once = TaskSpec("true", restart_on_node_loss=False)
+    async with open_shell(tmp_path) as shell:
+
+        def dies(_method: str, argument: object) -> None:
+            if _claims(argument) and shell.spawner.refused == 0:
+                shell.spawner.die()
+
+        shell.etcd.faults = dies
+        async with living(shell):
+            task_id = (await queued(shell.store, once)).task.id
+            await wait_until(lambda: shell.spawner.refused == 1, what="its launch finds no spawner")
+            shell.spawner.is_up = True
+            shell.spawner.clean.set()
+            await wait_until(lambda: task_id in shell.spawner.sandboxes, 60, what="it runs")
+
+
+@virtual_time
 async def test_a_claim_answered_during_a_stop_is_given_back_and_not_started(tmp_path: Path) -> None:
     async with open_shell(tmp_path, cpu=2, stop_wait_s=5.0) as shell:
         stays = TaskSpec("/bin/true", restart_on_node_loss=False)
