@@ -12,6 +12,8 @@ import gc
 import logging
 import os
 import sys
+import time
+from collections.abc import Callable
 
 from tests.simulation.scale import decode, report
 from tests.simulation.scale.load import Plan
@@ -56,7 +58,7 @@ def main() -> int:
             options.window,
             options.seed,
         )
-        result = simulate(plan)
+        result = simulate(plan, tell=_progress(plan))
         print(report.row(result), f"{result.real_s:.0f} s", flush=True)
         if result.ended < plan.tasks:
             print(f"{plan.tasks - result.ended} tasks did not end")
@@ -64,6 +66,18 @@ def main() -> int:
         if options.write:
             report.write(result)
     return 0
+
+
+def _progress(plan: Plan) -> Callable[[int], None]:
+    """Says how far it is, twenty times."""
+    began, part = time.monotonic(), max(1, plan.tasks // 20)
+
+    def tell(ended: int) -> None:
+        if ended % part == 0:
+            real_s = time.monotonic() - began
+            print(f"{plan.nodes:,} nodes: {ended:,} of {plan.tasks:,} tasks ended in {real_s:.0f} s", file=sys.stderr)
+
+    return tell
 
 
 if __name__ == "__main__":

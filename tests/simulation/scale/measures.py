@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from etcd import keys
@@ -29,6 +30,8 @@ class Measures:
     """Of one run; the store's listener and the sandboxes' watcher."""
 
     tasks: int
+    #: Told of each task that has ended how many that makes.
+    tell: Callable[[int], None] = lambda _ended: None
     claims: Claims = field(default_factory=Claims)
     #: By task: when it was queued first, and when its newest claim was applied.
     queued_at: dict[str, float] = field(default_factory=dict)
@@ -70,6 +73,7 @@ class Measures:
             else:
                 self.ended += 1
                 self.last_end = now
+                self.tell(self.ended)
                 if self.ended == self.tasks:
                     self.all_ended.set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -79,10 +80,10 @@ class Result:
 class Run:
     """Made on its own loop."""
 
-    def __init__(self, plan: Plan, speed: Speed) -> None:
+    def __init__(self, plan: Plan, speed: Speed, tell: Callable[[int], None]) -> None:
         self._plan = plan
         self._chance = Random(plan.seed)
-        self._measures = Measures(plan.tasks)
+        self._measures = Measures(plan.tasks, tell)
         self._voters = [Voter(speed, self._chance) for _ in range(speed.voters)]
         self._service = Service(speed, self._voters)
         self._service.store.listeners.append(self._measures.changed)
@@ -220,9 +221,11 @@ class Run:
         )
 
 
-def simulate(plan: Plan, speed: Speed | None = None) -> Result:
+def simulate(plan: Plan, speed: Speed | None = None, tell: Callable[[int], None] = lambda _ended: None) -> Result:
+    """tell: called with how many tasks have ended, after each."""
+
     async def whole() -> Result:
         with clock.virtual_world(Random(plan.seed + 4)), shared_reading():
-            return await Run(plan, speed or Speed()).run()
+            return await Run(plan, speed or Speed(), tell).run()
 
     return loop.run(whole())
