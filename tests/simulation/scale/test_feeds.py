@@ -72,6 +72,9 @@ def test_followers_know_what_is_there(seed: int) -> None:
         ]
         following = [asyncio.create_task(follower.run()) for follower in followers]
         await asyncio.gather(*(_write(ScaleEtcd(service, chance.choice(voters)), chance) for _ in range(WRITERS)))
+        # At last some at once: the later ones are news while the first is being pushed.
+        last = ScaleEtcd(service, voters[0])
+        await asyncio.gather(*(last.txn(Txn(success=(Put(key, b"last"),))) for key in KEYS))
         await asyncio.sleep(10)
         there = {kv.key: kv.value for kv in service.store.read(Range(RANGE.key, RANGE.range_end)).kvs}
         assert there
