@@ -58,6 +58,8 @@ _Answer = TypeVar("_Answer")
 
 #: Of a SHA-256.
 _DIGEST_BYTES = 32
+#: For what a member lacks of what was acknowledged, before a snapshot of it.
+_CATCH_UP_S = 30.0
 
 _ALARM_NAME = {pb.NOSPACE: "NOSPACE", pb.CORRUPT: "CORRUPT"}
 _ALARM_TYPE = {name: number for number, name in _ALARM_NAME.items()}
@@ -208,6 +210,9 @@ class EtcdClient:
         endpoint = self._endpoints.current()
         new = file.with_name(file.name + ".new")
         try:
+            # etcd's snapshot is of what this member has applied, which may be less than what was acknowledged, and of
+            # any age where it has no leader. A linearizable read at the same member waits for what it lacks, or fails.
+            await endpoint.kv.Range(pb.RangeRequest(key=b"\0", count_only=True), timeout=min(timeout_s, _CATCH_UP_S))
             size = await _save(endpoint.maintenance.Snapshot(pb.SnapshotRequest(), timeout=timeout_s), new)
             await asyncio.to_thread(new.replace, file)
         except grpc.aio.AioRpcError as error:

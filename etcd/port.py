@@ -240,9 +240,9 @@ class Etcd(Protocol):
     async def disarm(self, alarm: Alarm, *, timeout_s: float = 3.0) -> None: ...
 
     async def snapshot(self, file: Path, *, timeout_s: float = 600.0) -> int:
-        """Writes the whole database of the member that is asked to `file`, in a form that `etcdutl snapshot restore`
-        takes. The file is there whole (and on the disk) or not at all. Gives its size in bytes; raises
-        StoreUnavailable (also for a checksum that does not fit) and OSError."""
+        """Writes the whole database to `file`, in a form that `etcdutl snapshot restore` takes: with all that was
+        acknowledged before this call, so it takes a quorum. The file is there whole (and on the disk) or not at all.
+        Gives its size in bytes; raises StoreUnavailable (also for a checksum that does not fit) and OSError."""
 
     async def members(self, *, timeout_s: float = 3.0) -> tuple[Member, ...]:
         """As agreed on by a quorum (linearizable)."""

@@ -5,7 +5,8 @@ is a person's decision, never the node's own, and the old data stay beside the n
 
 Order: everything is checked; the data are copied, and in the copy etcd forgets the other members and begins again
 (`begin_again.py`); whole and durable, it takes the place of the data, which are kept beside it. A crash at any moment
-leaves either in place, and perhaps the copy, which the next try removes.
+leaves either in place, and perhaps the copy: where it is made, which the next try clears, or by the name for what is
+kept, which nobody touches.
 
 The other voters may come back one by one: this one tells each that it is a member no more, and it goes on as a client
 (`node/cluster/membership.py`). Two of them that start beside each other while neither reaches this one would be the
@@ -24,7 +25,7 @@ from node.config import Settings
 from node.datadir import DataDir, DataDirError
 from node.files import sync_tree
 from node.joining.cluster_memory import ClusterMemory
-from node.recovery.begin_again import BegunAgain, Contents, begin_alone, put_in_place
+from node.recovery.begin_again import BegunAgain, Contents, begin_alone, check_can_change, put_in_place
 from node.recovery.lone_etcd import ensure_own_trust
 
 #: Data of before, beside the new.
@@ -57,6 +58,7 @@ def survivor(data: DataDir) -> Survivor:
             f"{data.path} holds no copy of the cluster's tasks, since this host had no vote: recover on one that had "
             "(node nodes showed it as voter), or restore a backup (node restore FILE)"
         )
+    check_can_change(directory)
     files = [path for path in directory.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     return Survivor(memory, directory, size, max(path.stat().st_mtime for path in files))

@@ -19,7 +19,7 @@ from node.config import Settings
 from node.datadir import DataDir, DataDirError
 from node.files import sync_tree
 from node.joining.cluster_memory import ClusterMemory
-from node.recovery.begin_again import BegunAgain, Contents, begin_alone, put_in_place
+from node.recovery.begin_again import BegunAgain, Contents, begin_alone, check_can_change, put_in_place
 from node.recovery.lone_etcd import ensure_own_trust
 from node.recovery.unpack import unpack
 from node.trust.material import has_joined
@@ -31,6 +31,7 @@ UNPACKED = "restoring"
 
 def check_place(data: DataDir) -> ClusterMemory | None:
     """Whether a cluster can begin here; the memory of the one that is here already. Raises DataDirError."""
+    check_can_change(data.etcd / "data")
     memory = ClusterMemory.load(data.path)
     if memory is not None and has_joined(data.pki) and not (data.pki / "ca.key").exists():
         raise DataDirError(

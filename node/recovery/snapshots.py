@@ -55,29 +55,32 @@ class Snapshots:
         """Ends when cancelled."""
         if self._interval_s <= 0:
             return
-        self._tidy()
-        began = self._wall_clock()
+        clock = asyncio.get_running_loop().time  # not the wall's, which may be put right meanwhile
+        began = clock()
         while True:
-            due_s = self._due_in_s(self._wall_clock() - began)
+            wait_s = await self._turn(clock() - began)
+            await asyncio.sleep(wait_s)
+
+    async def _turn(self, up_s: float) -> float:
+        """Takes one if it is due; seconds until the next look."""
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)  # an operator may have removed it, to make room
+            self._tidy()
+            due_s = self._due_in_s(up_s)
             if due_s > 0:
-                await asyncio.sleep(min(LOOK_MAX_S, max(LOOK_MIN_S, due_s)))
-            elif not await self._try():
-                await asyncio.sleep(RETRY_S)
+                return min(LOOK_MAX_S, max(LOOK_MIN_S, due_s))
+            return LOOK_MIN_S if await self._take() else RETRY_S
+        except (StoreError, OSError) as error:
+            log.warning("no snapshot of the cluster's data could be taken, trying again in %.0f s: %s", RETRY_S, error)
+            return RETRY_S
 
     def _due_in_s(self, up_s: float) -> float:
         ages = [self._wall_clock() - _begun_at(file) for file in self._files()]
         age_s = min((age for age in ages if age >= 0), default=None)  # those of a clock that was ahead tell nothing
         return due_in_s(age_s, up_s, self._host_id, interval_s=self._interval_s, nodes=self._count_nodes())
 
-    async def _try(self) -> bool:
-        """Takes one; whether it is there now."""
-        try:
-            return await self._take()
-        except (StoreError, OSError) as error:
-            log.warning("no snapshot of the cluster's data could be taken, trying again in %.0f s: %s", RETRY_S, error)
-            return False
-
     async def _take(self) -> bool:
+        """Whether it is there now."""
         files = self._files()
         free = shutil.disk_usage(self._directory).free
         if not has_room(free, files[-1].stat().st_size if files else 0):

@@ -107,6 +107,8 @@ class Operator:
         if not up:
             return
         through = self._rng.choice(up)
+        # Applied by some member, so acknowledged or about to be.
+        written = max((self._lab.revision(node) or 0 for node in self._lab.voters()), default=0)
         try:
             done = through.cli("backup", str(file), timeout_s=COMMAND_S)
         except subprocess.TimeoutExpired:
@@ -117,7 +119,7 @@ class Operator:
             assert not file.exists(), f"BackupIsWhole: a backup failed and left its file: {done.stderr}"
             self._tell(f"no backup through {through.name} now: {done.stderr.strip().splitlines()[-1:]}")
             return
-        self._tell(f"backup through {through.name}: {self._look_into(file)}")
+        self._tell(f"backup through {through.name}: {self._look_into(file, written)}")
         file.unlink()
 
     def check_snapshots(self) -> None:
@@ -142,9 +144,13 @@ class Operator:
                 _status_of(copy)
         copy.unlink(missing_ok=True)
 
-    def _look_into(self, file: Path) -> str:
-        """What etcd's own program and a restore into an empty directory say of it."""
+    def _look_into(self, file: Path, written: int) -> str:
+        """What etcd's own program and a restore into an empty directory say of it. written: a revision that was there
+        before the backup was asked for."""
         status = _status_of(file)
+        assert status["revision"] >= written, (
+            f"BackupIsWhole: of revision {status['revision']}, and {written} was there"
+        )
         place = self._desk / "scratch"
         shutil.rmtree(place, ignore_errors=True)
         try:

@@ -269,7 +269,7 @@ class FakeEtcd:
         await asyncio.sleep(self.latency())
         if not await self.arrives(timeout_s):
             raise error(f"fake: {method}: no answer within {timeout_s} s")
-        if not self.store.membership.has_quorum and method not in ("status", "snapshot"):
+        if not self.store.membership.has_quorum and method != "status":
             await asyncio.sleep(timeout_s)
             raise error(f"fake: {method}: no quorum")
         self.tick()

@@ -54,6 +54,7 @@ class Host:
     def __init__(self, directory: Path, *, nodes: int = 1) -> None:
         self.etcd = FakeEtcd()
         self.directory = directory
+        self.clock_ahead_s = 0.0
         loop = asyncio.get_running_loop()
         self.snapshots = Snapshots(
             self.etcd,
@@ -61,7 +62,7 @@ class Host:
             "host",
             interval_s=INTERVAL_S,
             count_nodes=lambda: nodes,
-            wall_clock=lambda: EPOCH + loop.time(),
+            wall_clock=lambda: EPOCH + loop.time() + self.clock_ahead_s,
         )
 
     async def run_for(self, seconds: float) -> list[str]:
@@ -127,6 +128,38 @@ def test_a_full_disk_is_said_once(
     run_virtual(program())
 
 
+def test_a_directory_that_an_operator_removed_is_made_again(tmp_path: Path) -> None:
+    async def program() -> None:
+        host = Host(tmp_path / "snapshots")
+        running = asyncio.create_task(host.snapshots.run())
+        await asyncio.sleep(1.5 * INTERVAL_S)
+        shutil.rmtree(host.directory)
+        await asyncio.sleep(1.5 * INTERVAL_S + RETRY_S)
+        assert not running.done()
+        assert len(list(host.directory.iterdir())) >= 1
+        running.cancel()
+
+    run_virtual(program())
+
+
+def test_a_directory_that_cannot_be_read_is_said_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def program() -> None:
+        host = Host(tmp_path / "snapshots")
+        host.directory.write_text("no directory")
+        running = asyncio.create_task(host.snapshots.run())
+        await asyncio.sleep(INTERVAL_S)
+        assert not running.done()
+        assert "no snapshot" in caplog.text
+        host.directory.unlink()
+        await asyncio.sleep(RETRY_S + INTERVAL_S)
+        assert len(list(host.directory.iterdir())) >= 1
+        running.cancel()
+
+    run_virtual(program())
+
+
 def test_zero_means_none(tmp_path: Path) -> None:
     async def program() -> None:
         host = Host(tmp_path)
@@ -144,5 +177,21 @@ def test_snapshots_of_a_clock_that_was_ahead_keep_nobody_from_taking_another(tmp
         taken = await Host(tmp_path).run_for(3 * INTERVAL_S)
         assert len(taken) == KEPT
         assert all(name < "2090" for name in taken)
+
+    run_virtual(program())
+
+
+def test_a_clock_that_is_put_right_while_the_node_runs_keeps_nobody_from_taking_another(tmp_path: Path) -> None:
+    async def program() -> None:
+        host = Host(tmp_path)
+        host.clock_ahead_s = 30 * 86400.0
+        running = asyncio.create_task(host.snapshots.run())
+        await asyncio.sleep(5 * INTERVAL_S)
+        ahead = {path.name for path in tmp_path.iterdir()}
+        assert len(ahead) == KEPT
+        host.clock_ahead_s = 0.0
+        await asyncio.sleep(5 * INTERVAL_S)
+        assert not ahead & {path.name for path in tmp_path.iterdir()}
+        running.cancel()
 
     run_virtual(program())
