@@ -19,7 +19,7 @@ from node.cli import drain as drain_verb
 from node.cli import failures
 from node.cli.render_nodes import NODE_COLUMNS
 from node.core.model import Requirements, TaskSpec
-from tests.support.api_node import STARTED_AT, ApiNode, api_nodes, go, host_of, node_record
+from tests.support.api_node import STARTED_AT, ApiNode, api_nodes, come, go, host_of, node_record
 from tests.support.fake_store import FakeStore
 from tests.support.tasks import TIMEOUT_S, new_task, queued
 from tests.support.wait import wait_until
@@ -135,6 +135,51 @@ async def test_drain_and_undo(cli: Cli) -> None:
         assert not is_drained(store, N3.host_id)
 
 
+@pytest.mark.parametrize(
+    ("state", "words", "to_do"),
+    [
+        ("joining", "it has no lease yet (joining), and hears of it when it has one", "node nodes shows how far"),
+        ("at_risk", "it gets no answer from etcd (at_risk), and hears of it when it does", "node nodes shows how far"),
+    ],
+)
+@pytest.mark.parametrize("running", [0, 2])
+async def test_no_node_is_called_drained_that_has_not_heard_of_it(
+    cli: Cli, state: str, words: str, to_do: str, running: int
+) -> None:
+    """Whatever did not count a running task was called drained."""
+    async with api_nodes(FakeStore(), N1, N3) as (n1, n3):
+        n3.condition = replace(n3.condition, state=state, running=running)
+        ran = await cli(n1, "drain", "n3")
+        assert (ran.code, ran.out.startswith(f"n3 has been told to claim nothing more; {words}")) == (0, True)
+        assert [to_do in ran.err, "To end it: node drain n3 --undo" in ran.err] == [True, True]
+
+
+async def test_no_node_is_called_drained_that_has_not_said_so(cli: Cli) -> None:
+    async with api_nodes(FakeStore(), N1, N3) as (n1, n3):
+        ran = await cli(n1, "drain", "n3")
+        told = "n3 has been told to claim nothing more, and has not said yet that nothing runs there\n"
+        assert (ran.code, ran.out) == (0, told)
+        assert ran.err.splitlines()[0] == "node nodes shows when it is drained."
+        following = asyncio.create_task(n3.drains.run())
+        await n3.drains.wait_known()
+        ran = await cli(n1, "drain", "n3")
+        assert ran.out == "n3 is drained: it claims nothing, and nothing runs there\n"
+        following.cancel()
+
+
+async def test_a_node_that_does_not_answer_is_not_called_drained(cli: Cli) -> None:
+    async with api_nodes(FakeStore(), N1, N3) as (n1, n3):
+        await n3.server.stop(None)
+        ran = await cli(n1, "drain", "n3")
+        told = "n3 has been told to claim nothing more; what runs there it cannot be asked (unreachable)\n"
+        assert (ran.code, ran.out) == (0, told)
+        assert ran.err.splitlines()[0] == (
+            f"Is the way to {n3.node.address} shut? On its own machine node nodes shows how far it is."
+        )
+        await come(n3.etcd, replace(n3.node, address=""))
+        assert (await cli(n1, "drain", "n3")).err.startswith("It serves its unix socket alone (no --listen). On its")
+
+
 async def test_drain_as_json(cli: Cli) -> None:
     async with api_nodes(FakeStore(), N1) as (n1,):
         ran = await cli(n1, "drain", "n1", "--json")
@@ -158,6 +203,41 @@ async def test_drain_waits_until_the_node_itself_says_that_nothing_runs(cli: Cli
         ran = await draining
         assert (ran.code, ran.out) == (0, "n3 is drained: it claims nothing, and nothing runs there\n")
         following.cancel()
+
+
+@pytest.mark.parametrize(("has_address", "looks"), [(True, drain_verb.SILENT_LOOKS), (False, 1)])
+async def test_a_wait_for_a_node_that_does_not_answer_says_so_once_and_goes_on(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, has_address: bool, looks: int
+) -> None:
+    """It waited for ever without a word."""
+    told: list[tuple[int, str]] = []
+    store = FakeStore()
+    async with api_nodes(store, N1, N3) as (n1, n3):
+        monkeypatch.setattr(drain_verb, "note", lambda text: told.append((n1.etcd.calls.count("members"), text)))
+        await n3.server.stop(None)
+        if not has_address:
+            await come(n3.etcd, replace(n3.node, address=""))
+        draining = asyncio.create_task(cli(n1, "drain", "n3", "--wait"))
+        await wait_until(lambda: n1.etcd.calls.count("members") > looks + 3, what="it goes on looking")
+        ((look, words),) = told
+        assert look == looks
+        assert words.startswith("n3 does not answer (unreachable), and it alone can say that nothing runs there:")
+        assert "--listen" in words or n3.node.address in words
+        assert not draining.done()
+        await go(n1.etcd, n3.node)
+        ran = await draining
+        assert (ran.code, ran.out) == (0, "n3 is gone; when it comes back it claims nothing\n")
+        assert [text for _, text in told[1:]] == ["To end it: node drain n3 --undo"]
+
+
+async def test_a_wait_says_nothing_of_a_short_silence(cli: Cli) -> None:
+    async with api_nodes(FakeStore(), N1, N3) as (n1, n3):
+        await n3.server.stop(None)
+        draining = asyncio.create_task(cli(n1, "drain", "n3", "--wait"))
+        await wait_until(lambda: n1.etcd.calls.count("members") > drain_verb.SILENT_LOOKS // 2)
+        await go(n1.etcd, n3.node)
+        ran = await draining
+        assert (ran.code, ran.err) == (0, "To end it: node drain n3 --undo\n")
 
 
 async def test_a_node_that_goes_while_it_is_waited_for(cli: Cli) -> None:
