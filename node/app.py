@@ -22,6 +22,7 @@ from node.cluster.host_record import HostRefused
 from node.cluster.membership import MembershipError
 from node.config import Settings
 from node.datadir import DataDir, DataDirError, explain
+from node.files import remove_temporaries
 from node.joining.foothold import stand
 from node.joining.peer_answers import JoinRefused
 from node.joining.place import Place
@@ -94,6 +95,7 @@ async def _until_signal(settings: Settings, join_token: str | None) -> None:
 async def serve(settings: Settings, join_token: str | None, *, stop: asyncio.Event, hurry: asyncio.Event) -> None:
     """Runs a node until `stop`; `hurry` cuts the stop short. Prints one line on stdout when it serves."""
     with DataDir.open(settings.data_dir) as data:
+        _clear_up(data)
         place = Place.of(settings.listen, settings.advertise, settings.peers)
         started = asyncio.Event()
 
@@ -103,6 +105,16 @@ async def serve(settings: Settings, join_token: str | None, *, stop: asyncio.Eve
                 await Assembly(settings, place, data, foothold, on_start=started.set).run(stack, stop, hurry)
 
         await until_started_or_stopped(asyncio.create_task(whole(), name="node"), started, stop)
+
+
+def _clear_up(data: DataDir) -> None:
+    """Removes what a node that was killed left half written: a backup's copy of the database may be gigabytes. The lock
+    tells that nobody is at it. A failure keeps no node from starting."""
+    try:
+        for name in remove_temporaries(data.path):
+            log.info("removed %s, which a node that was killed here left", data.path / name)
+    except OSError as error:
+        log.warning("what a node that was killed left in %s cannot be removed: %s", data.path, error)
 
 
 async def until_started_or_stopped(node: asyncio.Task[None], started: asyncio.Event, stop: asyncio.Event) -> None:

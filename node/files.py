@@ -11,9 +11,11 @@ import ctypes
 import errno
 import os
 import secrets
+import shutil
 from pathlib import Path
 
-#: Of the leftovers of a crash in the middle of a write; harmless, and swept by nobody but their owner.
+#: Of the leftovers of a crash in the middle of a write; harmless, and swept by nobody but their owner
+#: (`remove_temporaries`).
 TEMPORARY_PREFIX = ".tmp-"
 
 
@@ -38,6 +40,21 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
             temporary.unlink()
         raise
     sync_directory(path.parent)
+
+
+def remove_temporaries(directory: Path) -> list[str]:
+    """Removes what a crash left in this directory, not below it; gives the names. For whoever alone writes there, and
+    does not yet. Raises OSError.
+
+    Not for a directory whose files are exchanged: there such a name may be the only one (`exchange`).
+    """
+    found = [path for path in directory.iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return [path.name for path in found]
 
 
 def sync_directory(path: Path) -> None:
