@@ -10,7 +10,14 @@ from the alarm list (with 0, etcd answers OK and does nothing). Without the defr
 In a cluster every node looks, since every node must know when to refuse tasks; one compacts (duty "compaction"); each
 that has a member of etcd defragments that one, one after the other (duty "defragment", given back after it), and
 disarms that member's alarm. While NOSPACE stands no duty can be taken, since taking it is a put: then all compact,
-which is harmless, and the members that raised it defragment in the order of their ids, some time apart.
+which is harmless, and the voters whose files are near the quota defragment some time apart: those that raised the alarm
+first, then the others, each in the order of their ids.
+
+Whoever raised the alarm may never take it back: it died and keeps its seat, or its disk has no room to defragment on.
+So once every voter has had its turn, each whose own file is small again takes back the alarms of the others, too. Too
+soon is harmless, and so are several at once: the data are the same everywhere, a sound file shows that they have room,
+and a member whose file is full nevertheless raises its alarm again with the next put. All turns begin anew then, so
+that an alarm that comes again and again is taken back no more often than the turns take.
 
 The decisions are functions of what etcd reports; `Maintenance` carries them out.
 """
@@ -23,13 +30,13 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from enum import Enum, auto
 from typing import Protocol
 
 from etcd.errors import StoreError
-from etcd.port import Alarm, Etcd, MemberStatus
+from etcd.port import Alarm, Etcd, Member, MemberStatus
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +49,8 @@ DEFRAGMENT_EVERY_S = 600.0
 #: While NOSPACE stands, it looks this often, and defragments this often whatever the report says.
 HEALING_INTERVAL_S = 2.0
 HEAL_EVERY_S = 20.0
+
+NOSPACE = "NOSPACE"
 
 COMPACTION = "compaction"
 DEFRAGMENT = "defragment"
@@ -64,9 +73,9 @@ def is_filling_up(status: MemberStatus, quota_bytes: int) -> bool:
 
 
 def next_step(status: MemberStatus, alarms: Sequence[Alarm], *, quota_bytes: int, since_defragment_s: float) -> Step:
-    """From what etcd reports, after compaction."""
+    """From what etcd reports, after compaction. alarms: of all members, since any NOSPACE stops all writes."""
     is_nearly_full = status.db_size_bytes > FULL_SHARE * quota_bytes
-    if any(alarm.kind == "NOSPACE" for alarm in alarms):
+    if _is_full(alarms):
         if not is_nearly_full:
             return Step.DISARM
         # What compaction frees is counted as in use until the next write, which the alarm forbids: so the report may
@@ -86,10 +95,27 @@ def _is_slack(status: MemberStatus) -> bool:
     return status.db_in_use_bytes < 0.8 * status.db_size_bytes
 
 
-def is_turn_to_heal(alarms: Sequence[Alarm], member_id: int, *, healing_for_s: float) -> bool:
-    """Whether this member may defragment while NOSPACE stands: those in need that come before it had their time."""
-    in_need = sorted({alarm.member_id for alarm in alarms if alarm.kind == "NOSPACE"})
-    return member_id in in_need and healing_for_s >= in_need.index(member_id) * HEAL_EVERY_S
+def _is_full(alarms: Sequence[Alarm]) -> bool:
+    return any(alarm.kind == NOSPACE for alarm in alarms)
+
+
+def is_turn_to_heal(alarms: Sequence[Alarm], voters: Collection[int], member_id: int, *, healing_for_s: float) -> bool:
+    """Whether this voter may defragment while NOSPACE stands: those before it had their time. First come those that
+    raised it, without which nothing is written; the others would raise it next."""
+    in_need = {alarm.member_id for alarm in alarms if alarm.kind == NOSPACE}
+    order = sorted(voters, key=lambda voter: (voter not in in_need, voter))
+    return member_id in order and healing_for_s >= order.index(member_id) * HEAL_EVERY_S
+
+
+def alarms_to_disarm(
+    alarms: Sequence[Alarm], voters: Collection[int], member_id: int, *, healing_for_s: float
+) -> tuple[Alarm, ...]:
+    """Which alarms this member, whose own file is no longer near the quota, may take back: its own, and those of the
+    others when every voter has had its turn."""
+    all_had_their_turn = healing_for_s > len(voters) * HEAL_EVERY_S
+    return tuple(
+        alarm for alarm in alarms if alarm.kind == NOSPACE and (alarm.member_id == member_id or all_had_their_turn)
+    )
 
 
 class Holds(Protocol):
@@ -182,18 +208,23 @@ class Maintenance:
             status = self.status = await (member or self._etcd).status()
             alarms = await self._etcd.alarms()
             await self._compact(status, alarms)
+            voters: tuple[int, ...] = ()
+            if self._is_healing:
+                members = await self._etcd.members()
+                await self._disarm_departed(alarms, members)
+                # A learner cannot defragment: etcd refuses it until it votes.
+                voters = tuple(one.id for one in members if not one.is_learner)
             if member is not None:
-                await self._follow_up(member, alarms)
+                await self._follow_up(member, alarms, voters)
 
     async def _compact(self, status: MemberStatus, alarms: Sequence[Alarm]) -> None:
         now = self._clock()
-        self._set_healing(now, is_healing=any(alarm.kind == "NOSPACE" for alarm in alarms))
+        self._set_healing(now, is_healing=_is_full(alarms))
         self._revisions.note(now, status.revision)
         old = self._revisions.take_old(now)
         if self._is_healing:
             log.error("etcd's quota of %d bytes is used up: compacting all history", self._quota_bytes)
             await self._etcd.compact(status.revision, physical=True)
-            await self._disarm_departed(alarms)
         elif old is not None and await self._duties.hold(COMPACTION):
             await self._etcd.compact(old)
             log.debug("etcd compacted to revision %d of %d", old, status.revision)
@@ -203,40 +234,46 @@ class Maintenance:
             self._healing_since = now
         self._is_healing = is_healing
 
-    async def _disarm_departed(self, alarms: Sequence[Alarm]) -> None:
-        """The alarm of a member that is no more: nobody else would take it back."""
-        there = {member.id for member in await self._etcd.members()}
+    async def _disarm_departed(self, alarms: Sequence[Alarm], members: Sequence[Member]) -> None:
+        """The alarm of a member that is no more, at once and whoever looks: nobody need defragment for it."""
+        there = {member.id for member in members}
         for alarm in alarms:
-            if alarm.kind == "NOSPACE" and alarm.member_id not in there:
+            if alarm.kind == NOSPACE and alarm.member_id not in there:
                 await self._etcd.disarm(alarm)
 
-    async def _follow_up(self, member: Etcd, alarms: Sequence[Alarm]) -> None:
+    async def _follow_up(self, member: Etcd, alarms: Sequence[Alarm], voters: Collection[int]) -> None:
         """What this host's own member needs, after compaction."""
         status = self.status = await member.status()
-        own = [alarm for alarm in alarms if alarm.member_id == status.member_id]
-        step = self._next_step(status, own)
+        step = self._next_step(status, alarms)
         if step is Step.DEFRAGMENT:
-            if not await self._may_defragment(status, alarms):
+            if not await self._may_defragment(status, alarms, voters):
                 return
             try:
                 status = self.status = await self._defragment(member, status)
             finally:
                 if not self._is_healing:
                     await self._duties.release(DEFRAGMENT)
-            step = self._next_step(status, own)
+            step = self._next_step(status, alarms)
         if step is Step.DISARM:
-            for alarm in own:
-                if alarm.kind == "NOSPACE":
-                    await self._etcd.disarm(alarm)
-            self._is_healing = any(alarm.kind == "NOSPACE" for alarm in alarms if alarm not in own)
-            if not self._is_healing:
-                log.info("etcd takes writes again")
+            await self._disarm(status, alarms, voters)
 
-    async def _may_defragment(self, status: MemberStatus, alarms: Sequence[Alarm]) -> bool:
+    async def _disarm(self, status: MemberStatus, alarms: Sequence[Alarm], voters: Collection[int]) -> None:
+        due = alarms_to_disarm(alarms, voters, status.member_id, healing_for_s=self._healing_for_s())
+        for alarm in due:
+            if alarm.member_id != status.member_id:
+                log.warning("etcd's member %x does not take its alarm back: doing it in its place", alarm.member_id)
+            await self._etcd.disarm(alarm)
+        self._is_healing = _is_full([alarm for alarm in alarms if alarm not in due])
+        if not self._is_healing:
+            log.info("etcd takes writes again")
+
+    async def _may_defragment(self, status: MemberStatus, alarms: Sequence[Alarm], voters: Collection[int]) -> bool:
         if self._is_healing:
-            healing_for_s = self._clock() - self._healing_since
-            return is_turn_to_heal(alarms, status.member_id, healing_for_s=healing_for_s)
+            return is_turn_to_heal(alarms, voters, status.member_id, healing_for_s=self._healing_for_s())
         return await self._duties.hold(DEFRAGMENT)
+
+    def _healing_for_s(self) -> float:
+        return self._clock() - self._healing_since
 
     async def _defragment(self, member: Etcd, before: MemberStatus) -> MemberStatus:
         started = self._clock()

@@ -174,18 +174,18 @@ class FakeEtcd:
         return await self._call("status", None, self._status, timeout_s, is_write=False)
 
     async def defragment(self, *, timeout_s: float = 60.0) -> None:
-        await self._call("defragment", None, self.store.defragment, timeout_s, is_write=True)
+        await self._call("defragment", None, lambda: self.store.defragment(self._asked), timeout_s, is_write=True)
 
     async def alarms(self, *, timeout_s: float = 3.0) -> tuple[Alarm, ...]:
         def look() -> tuple[Alarm, ...]:
-            return (Alarm(MEMBER_ID, "NOSPACE"),) if self.store.has_no_space_alarm else ()
+            return tuple(Alarm(member_id, "NOSPACE") for member_id in sorted(self.store.no_space_alarms))
 
         return await self._call("alarms", None, look, timeout_s, is_write=False)
 
     async def disarm(self, alarm: Alarm, *, timeout_s: float = 3.0) -> None:
         def disarm() -> None:
-            if alarm == Alarm(MEMBER_ID, "NOSPACE"):  # another member id is answered with OK and does nothing
-                self.store.disarm()
+            if alarm.kind == "NOSPACE":  # of a member that raised none it is answered with OK and does nothing
+                self.store.disarm(alarm.member_id)
 
         await self._call("disarm", alarm, disarm, timeout_s, is_write=True)
 
@@ -247,7 +247,7 @@ class FakeEtcd:
         asked = membership.members.get(self._asked)
         return MemberStatus(
             version="3.5.30",
-            db_size_bytes=self.store.file_bytes,
+            db_size_bytes=self.store.file_bytes(self._asked),
             db_in_use_bytes=self.store.in_use_bytes(),
             leader_id=membership.leader_id if membership.has_quorum else 0,
             member_id=self._asked,

@@ -34,7 +34,7 @@ from etcd.port import (
     Txn,
     TxnResult,
 )
-from tests.support.fake_membership import FakeMembership
+from tests.support.fake_membership import MEMBER_ID, FakeMembership
 
 #: etcd's defaults.
 MAX_TXN_OPS = 128
@@ -74,8 +74,11 @@ class FakeStore:
         self.revision = 1
         self.compacted = 0
         self.quota_bytes = quota_bytes
-        self.has_no_space_alarm = False
-        self.file_bytes = 0
+        #: Members whose NOSPACE alarm stands.
+        self.no_space_alarms: set[int] = set()
+        #: What was ever written, and how much of it each member's file has lost by defragmentation.
+        self._written_bytes = 0
+        self._given_back: dict[int, int] = {}
         #: Called with each change after it was made.
         self.listeners: list[Callable[[Change], None]] = []
         #: Oldest first, from compacted + 1 on.
@@ -108,6 +111,19 @@ class FakeStore:
             raise Compacted(self.compacted)
         index = bisect_left(self._history, start_revision, key=lambda change: change.revision)
         return self._history[index:]
+
+    @property
+    def has_no_space_alarm(self) -> bool:
+        """Whether it takes no puts; to be set by tests that do not care whose alarm it is."""
+        return bool(self.no_space_alarms)
+
+    @has_no_space_alarm.setter
+    def has_no_space_alarm(self, is_raised: bool) -> None:
+        self.no_space_alarms = {MEMBER_ID} if is_raised else set()
+
+    def file_bytes(self, member_id: int = MEMBER_ID) -> int:
+        """The size of this member's file: they hold the same, and each is defragmented by itself."""
+        return self._written_bytes - self._given_back.get(member_id, 0)
 
     def in_use_bytes(self) -> int:
         return sum(_size(kv) for versions in self._versions.values() for kv in versions)
@@ -150,9 +166,8 @@ class FakeStore:
         _check_overlaps(txn.failure)
         if _rough_bytes(txn) > MAX_REQUEST_BYTES // 2 and convert.txn_request(txn).ByteSize() > MAX_REQUEST_BYTES:
             raise RequestTooLarge("etcdserver: request is too large")
-        if _puts(txn) and (self.has_no_space_alarm or self.file_bytes + _rough_bytes(txn) > self.quota_bytes):
-            self.has_no_space_alarm = True
-            raise NoSpace("etcdserver: mvcc: database space exceeded")
+        if _puts(txn):
+            self._check_quota(_rough_bytes(txn))
         self.expire(now)
         taken = self._decide(txn)
         self._check_leases(taken)
@@ -162,6 +177,15 @@ class FakeStore:
         if events:
             self._commit(events)
         return _stamp(results, self.revision)
+
+    def _check_quota(self, new_bytes: int) -> None:
+        """A member that runs and whose file is full raises its alarm, where none stands."""
+        if not self.no_space_alarms and self._written_bytes + new_bytes > self.quota_bytes:
+            members = (one for one in sorted(self.membership.members) if self.membership.is_running(one))
+            full = [one for one in members if self.file_bytes(one) + new_bytes > self.quota_bytes]
+            self.no_space_alarms.update(full[:1])
+        if self.no_space_alarms:
+            raise NoSpace("etcdserver: mvcc: database space exceeded")
 
     def _check_width(self, txn: Txn, limit: int) -> None:
         """etcd's checkTxnRequest: at each level the widest list counts, nested ones get what is left."""
@@ -237,7 +261,7 @@ class FakeStore:
         if op.key not in self._versions:
             insort(self._keys, op.key)
         self._versions.setdefault(op.key, []).append(kv)
-        self.file_bytes += _size(kv)
+        self._written_bytes += _size(kv)
         events.append(Event(kv, is_delete=False))
 
     def _delete(self, keys: Sequence[bytes], events: list[Event]) -> int:
@@ -251,7 +275,7 @@ class FakeStore:
                 self._leases[before.lease].keys.discard(key)
             tombstone = KeyValue(key, b"", 0, revision, 0)
             self._versions[key].append(tombstone)
-            self.file_bytes += _size(tombstone)
+            self._written_bytes += _size(tombstone)
             events.append(Event(tombstone, is_delete=True))
             deleted += 1
         return deleted
@@ -321,11 +345,14 @@ class FakeStore:
                 del self._versions[key]
                 self._keys.remove(key)
 
-    def defragment(self) -> None:
-        self.file_bytes = self.in_use_bytes()
+    def defragment(self, member_id: int = MEMBER_ID) -> None:
+        self._given_back[member_id] = self._written_bytes - self.in_use_bytes()
 
-    def disarm(self) -> None:
-        self.has_no_space_alarm = False
+    def disarm(self, member_id: int | None = None) -> None:
+        """None: all alarms. Of a member that raised none: does nothing."""
+        if member_id is None:
+            self.no_space_alarms.clear()
+        self.no_space_alarms.discard(member_id or 0)
 
 
 @dataclass(frozen=True, slots=True)

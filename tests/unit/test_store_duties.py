@@ -152,13 +152,17 @@ async def test_a_full_store_heals_though_nobody_can_take_a_duty() -> None:
         ([3, 1, 2], 2, 0.0, False),
         ([3, 1, 2], 2, HEAL_EVERY_S, True),  # the first is dead, or does not get through
         ([3, 1, 2], 3, HEAL_EVERY_S, False),
-        ([2, 3], 1, 1000.0, False),  # it has no need
-        ([], 1, 1000.0, False),
+        ([3], 1, 0.0, False),  # it raised none: after those that did
+        ([3], 1, HEAL_EVERY_S, True),
+        ([3], 2, HEAL_EVERY_S, False),
+        ([3], 2, 2 * HEAL_EVERY_S, True),
+        ([9, 3], 1, HEAL_EVERY_S, True),  # one that is no voter has no turn
+        ([9], 9, 1000.0, False),
     ],
 )
 def test_members_heal_one_after_the_other(raised: list[int], member: int, after_s: float, *, expected: bool) -> None:
     alarms = [Alarm(number, "NOSPACE") for number in raised] + [Alarm(1, "CORRUPT")]
-    assert is_turn_to_heal(alarms, member, healing_for_s=after_s) is expected
+    assert is_turn_to_heal(alarms, (2, 3, 1), member, healing_for_s=after_s) is expected
 
 
 # -- who forgets
