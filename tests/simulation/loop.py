@@ -44,6 +44,10 @@ class Machine:
         """What its clock shows."""
         return (true_time if self._paused_at is None else self._paused_at) - self.lag_s
 
+    def behind_s(self, true_time: float) -> float:
+        """Seconds that its clock is behind, with a pause that goes on."""
+        return true_time - self.now(true_time)
+
     def pause(self) -> None:
         """Its processes stop, and its clock."""
         if self._paused_at is None:
@@ -193,7 +197,7 @@ class SimLoop(VirtualLoop):
             return super().call_at(when, callback, *args, context=context)
         step = _Step(process, callback, args, context)
         step.handle = handle = super().call_at(when, step, context=context)
-        step.due, step.lag_s = when, process.machine.lag_s
+        step.due, step.lag_s = when, process.machine.behind_s(self.true_time())
         return handle
 
     def call_again(self, when: float, step: _Step, context: contextvars.Context) -> None:
