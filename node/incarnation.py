@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 #: At a stop: how long claims under way may take to be answered, and the last ends to be written.
 CLAIMS_END_MAX_S = 5.0
 LAST_WRITES_MAX_S = 5.0
+#: While a stop waits for tasks, how often to see whether they are frozen.
+FROZEN_LOOK_S = 0.5
 #: For the spawner to kill everything, before it is killed itself.
 FENCE_MAX_S = 5.0
 
@@ -201,7 +203,7 @@ class Incarnation:
             await _first_of(gone, hurried, lost, timeout_s=self._around.stop_wait_s)
             if not gone.done() and not lost.done():
                 runner.give_back_all(lambda _: True)
-                await _first_of(gone, hurried, lost, timeout_s=None)
+                await self._wait_graces(gone, hurried, lost)
                 runner.kill_all()
                 await _first_of(gone, lost, timeout_s=LAST_WRITES_MAX_S)
             # Only the writing of ends is left: where etcd does not take them, the next start requeues.
@@ -213,6 +215,20 @@ class Incarnation:
             gone.cancel()
             hurried.cancel()
             await asyncio.wait([idle, gone, hurried])
+
+    async def _wait_graces(self, gone: asyncio.Task[None], hurried: asyncio.Task[Any], lost: asyncio.Task[str]) -> None:
+        """Until none is left, or it has to be hurried. What is frozen, since etcd does not answer, hears no signal and
+        ends at none: it is killed. It had its time to stop, in which etcd might have answered."""
+        while not (gone.done() or hurried.done() or lost.done()):
+            if self.is_at_risk:
+                log.warning(
+                    "stopping without etcd, which does not answer: killing %d frozen tasks. They are queued again when "
+                    "it has a quorum",
+                    len(self.runner.runs),
+                )
+                self._around.spawner.fence()
+                return
+            await _first_of(gone, hurried, lost, timeout_s=FROZEN_LOOK_S)
 
     @staticmethod
     def _may_run_again(task: Task) -> bool:

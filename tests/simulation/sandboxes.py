@@ -76,6 +76,8 @@ class Command:
         self._on_end = on_end
         self.started_at = wall()
         self.is_frozen = False
+        #: Killed while it was frozen: on version 1 of control groups it dies when it is thawed, before its next step.
+        self._is_doomed = False
         self.is_over = False
         #: Its machine is paused, and it with it.
         self._is_suspended = False
@@ -124,7 +126,17 @@ class Command:
     def thaw(self) -> None:
         if not self.is_over and self.is_frozen:
             self.is_frozen = False
-            self._go()
+            if self._is_doomed:
+                self.end("stop")
+            else:
+                self._go()
+
+    def stop(self) -> None:
+        """SIGKILL; nobody thaws it for that."""
+        if self.is_frozen:
+            self._is_doomed = True
+        else:
+            self.end("stop")
 
     def end(self, ended_by: str = "") -> None:
         """It is gone, with every process of it."""
@@ -285,9 +297,9 @@ class SimSpawner:
         if command is None:
             return
         if grace_s <= 0 or not (command.is_deaf or command.is_frozen):
-            command.end("stop")
+            command.stop()
         else:
-            self.process.call_later(grace_s, command.end, "stop")
+            self.process.call_later(grace_s, command.stop)
 
     # The fences
 

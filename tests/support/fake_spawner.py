@@ -38,12 +38,15 @@ class FakeSandbox:
         self.started = Started(spec.id, 1, NOW)
         self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         self.ended.add_done_callback(lambda future: future.cancelled() or future.exception())
+        #: On version 1 of control groups a frozen process takes no signal, SIGKILL neither, until it is thawed.
+        self.is_frozen = False
 
     async def wait(self) -> Ended:
         return await asyncio.shield(self.ended)
 
     def stop(self, grace_s: float) -> None:
-        self.end(ended_by="stop", signal=15)
+        if not self.is_frozen:
+            self.end(ended_by="stop", signal=15)
 
     def kill(self) -> None:
         self.stop(0)

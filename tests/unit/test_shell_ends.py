@@ -48,6 +48,39 @@ async def test_a_stop_ends_while_etcd_is_down(tmp_path: Path) -> None:
 
 
 @virtual_time
+async def test_a_stop_ends_while_what_runs_is_frozen_for_want_of_etcd(tmp_path: Path) -> None:
+    """The quorum is lost: nothing hears a signal, no lease is known lost, and nobody sends a second signal."""
+    async with open_shell(tmp_path, stop_wait_s=10.0) as shell:
+        task_id = (await queued(shell.store)).task.id
+        async with living(shell) as life:
+            await wait_until(lambda: task_id in shell.spawner.sandboxes)
+            shell.etcd.is_cut = True
+            shell.session.is_at_risk = True
+            shell.spawner.sandboxes[task_id].is_frozen = True
+            shell.stop.set()
+            await wait_until(life.done, 120, what="the stop ends")
+            assert shell.spawner.alive == []
+
+
+@virtual_time
+async def test_a_stop_gives_frozen_tasks_the_time_in_which_etcd_may_answer(tmp_path: Path) -> None:
+    async with open_shell(tmp_path, stop_wait_s=10.0) as shell:
+        task_id = (await queued(shell.store)).task.id
+        async with living(shell) as life:
+            await wait_until(lambda: task_id in shell.spawner.sandboxes)
+            shell.session.is_at_risk = True
+            sandbox = shell.spawner.sandboxes[task_id]
+            sandbox.is_frozen = True
+            shell.stop.set()
+            await asyncio.sleep(5)
+            assert shell.spawner.alive == [task_id]
+            shell.session.is_at_risk = sandbox.is_frozen = False
+            sandbox.stop(0)  # the signal that waited
+            await wait_until(life.done, 120, what="the stop ends")
+            assert (await read_one(shell.store, task_id)).task.status is Status.QUEUED
+
+
+@virtual_time
 async def test_a_stop_with_a_second_signal_ends_while_no_spawner_can_be_started(tmp_path: Path) -> None:
     async with open_shell(tmp_path) as shell:
         task_id = (await queued(shell.store)).task.id
