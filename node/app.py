@@ -14,7 +14,6 @@ from etcd.errors import StoreError
 from etcd.server import EtcdNotReady
 from isolation.errors import HostLacks, SpawnerDied
 from node import loop_errors
-from node.api.server import AddressInUse
 from node.assembly import Assembly
 from node.cli.visible import visible
 from node.cluster.founding import WrongCluster
@@ -26,6 +25,7 @@ from node.files import remove_temporaries
 from node.joining.foothold import stand
 from node.joining.peer_answers import JoinRefused
 from node.joining.place import Place
+from node.listening import AddressInUse
 from node.log_lines import start_logging
 from node.trust.authority import TrustError
 

@@ -22,6 +22,7 @@ from node.api.callers import CallerCheck
 from node.api.log import LogCall
 from node.api.tasks import TaskCalls
 from node.api.watch import WatchCall
+from node.listening import AddressInUse, cannot_listen
 from node.trust.material import Trust
 from pilfer.v1 import nodes_pb2, nodes_pb2_grpc, tasks_pb2, tasks_pb2_grpc
 
@@ -40,10 +41,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
-
-
-class AddressInUse(Exception):  # noqa: N818  (named like the other refusals at start)
-    """The address to listen on cannot be had."""
 
 
 def task_service(calls: TaskCalls, watch: WatchCall, log: LogCall) -> tasks_pb2_grpc.TaskServiceServicer:
@@ -128,17 +125,10 @@ def _bind_tcp(server: grpc.aio.Server, listen: Listen) -> str:
         else:
             port = server.add_secure_port(listen.address, credentials(listen.trust))
     except RuntimeError as error:
-        raise AddressInUse(_in_use(listen.address)) from error
+        raise AddressInUse(cannot_listen(listen.address)) from error
     if port == 0:
-        raise AddressInUse(_in_use(listen.address))
+        raise AddressInUse(cannot_listen(listen.address))
     return f"{listen.address.rpartition(':')[0]}:{port}"
-
-
-def _in_use(address: str) -> str:
-    return (
-        f"cannot listen on {address}: another program has that address, or this host has not; choose another --listen. "
-        "Beside another node on this machine leave room: its etcd has the two ports above its own"
-    )
 
 
 def credentials(trust: Trust) -> grpc.ServerCredentials:

@@ -27,6 +27,7 @@ from node.joining.cluster_memory import ClusterMemory
 from node.joining.handshake import Papers
 from node.joining.join import join
 from node.joining.place import Place
+from node.listening import try_listen
 from node.trust.material import JoinNeeded, Trust, ensure_trust, has_joined, names_of_this_host
 
 log = logging.getLogger(__name__)
@@ -55,10 +56,15 @@ class Foothold:
 
 
 async def stand(settings: Settings, place: Place, data: DataDir, join_token: str | None) -> Foothold:
-    """Finds out which, and does what it needs. Raises JoinRefused, TrustError, DataDirError; waits for peers."""
+    """Finds out which, and does what it needs; waits for peers. Raises JoinRefused, TrustError, DataDirError, and
+    AddressInUse before anything is founded or joined where this host cannot listen."""
     names = names_of_this_host(*place.names)
     memory = ClusterMemory.load(data.path)
     if memory is None or not (has_joined(data.pki) or _founding_mark(data).exists()):
+        # Whoever mistyped --listen starts again with other flags, and must find the directory as it was. A host that
+        # comes back has nothing to lose, and what its last run left behind may hold the port until the spawner starts.
+        if place.listen is not None:
+            try_listen(place.listen)
         if settings.peers:
             memory = await _join(settings, place, data, join_token, names)
         else:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import psutil
 
 from node.config_values import Listen
+from node.listening import address_of, free_port
 
 LOOPBACK = "127.0.0.1"
 
@@ -30,10 +31,10 @@ class Place:
 
     @classmethod
     def of(cls, listen: Listen | None, advertise: str | None, peers: Sequence[Listen]) -> Place:
-        """From the settings. A port that was left open is chosen now; whoever takes it before it is bound shows as
-        an address in use. Raises OSError where the host to listen on is none of this machine's."""
+        """From the settings. A port that was left open is chosen now. Raises AddressInUse where the host to listen on
+        is none of this machine's."""
         if listen is not None and listen.port == 0:
-            listen = replace(listen, port=_free_port(listen.host))
+            listen = replace(listen, port=free_port(listen))
         return cls(listen, advertised_host(listen, advertise, peers))
 
     @property
@@ -43,12 +44,13 @@ class Place:
 
     @property
     def bind_hosts(self) -> tuple[str, ...]:
-        """Addresses on which etcd serves clients, loopback first; a wildcard stands alone."""
+        """Addresses (etcd binds no names) on which etcd serves clients, loopback first; a wildcard stands alone. Raises
+        AddressInUse for a name that nobody knows."""
         if self.listen is None:
             return (LOOPBACK,)
         if is_wildcard(self.listen.host):
             return (self.listen.host,)
-        return tuple(dict.fromkeys((LOOPBACK, _address_of(self.listen.host))))
+        return tuple(dict.fromkeys((LOOPBACK, address_of(self.listen))))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,14 +105,3 @@ def first_address() -> str | None:
 def _means_something_elsewhere(text: str) -> bool:
     address = ipaddress.ip_address(text)
     return not (address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast)
-
-
-def _address_of(host: str) -> str:
-    """etcd binds addresses only. Raises OSError for a name that nobody knows."""
-    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in _address_of(host) else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

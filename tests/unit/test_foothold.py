@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from node.datadir import DataDir, DataDirError
 from node.joining import foothold
 from node.joining.cluster_memory import ClusterMemory
 from node.joining.foothold import Foothold, stand
+from node.joining.peer_answers import JoinRefused
 from node.joining.place import Place
+from node.listening import AddressInUse
 from node.trust.material import JoinNeeded
 
 
@@ -90,6 +93,31 @@ async def test_the_mark_of_a_founder_means_nothing_to_a_member(data_dir: Path) -
     member = ClusterMemory(data_dir, cluster_id=first.memory.cluster_id, name="b", is_founder=False)
     assert first.founding.exists()
     assert not Foothold(member, first.trust, first.founding).is_founding
+
+
+@pytest.mark.parametrize("port", ["taken", "0", "7400"])
+async def test_a_start_that_cannot_listen_leaves_nothing_behind(data_dir: Path, port: str) -> None:
+    """Found by trying it out: a mistyped --listen founded a cluster, and the right start, with --peers, was refused."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        listen = taken if port == "taken" else f"nohost.invalid:{port}"
+        with pytest.raises(AddressInUse) as caught:
+            await start(data_dir, listen=listen)
+        with pytest.raises(AddressInUse):
+            await start(data_dir, "token", listen=listen, peers="127.0.0.1:1")
+    assert f"cannot listen on {listen}" in str(caught.value)
+    assert "--listen" in str(caught.value)
+    assert ClusterMemory.load(data_dir) is None
+    assert not (data_dir / "etcd" / "founding").exists()
+    with pytest.raises(JoinRefused, match="token"):  # not: belongs to the cluster that it founded
+        await start(data_dir, "token", listen="127.0.0.1:0", peers="127.0.0.1:1")
+
+
+async def test_a_host_that_comes_back_is_not_kept_by_a_port_that_is_free_in_a_moment(data_dir: Path) -> None:
+    """What its last run left behind may hold it until the spawner has started; the bind itself comes after that."""
+    (await start(data_dir)).founded()
+    with socket.create_server(("127.0.0.1", 0)) as left:
+        await start(data_dir, listen=f"127.0.0.1:{left.getsockname()[1]}")
 
 
 async def test_peers_without_a_token_are_refused(data_dir: Path) -> None:
