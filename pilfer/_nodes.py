@@ -73,8 +73,8 @@ class NodeMethods(ABC):
         """Lets a node claim nothing more, until undo; holds over its restarts. Gives its tasks back at once, except
         those that may not run again, or with let_finish none. Returns how it is doing now, not when it is idle.
 
-        node: its name, or a unique prefix of its node id or host id. Raises NotFound, and InvalidRequest where
-        several are meant. Repeating it is harmless.
+        node: its whole name, or a unique prefix of its node id or host id, of 4 characters or more. Raises NotFound,
+        and InvalidRequest for a shorter prefix and where several are meant. Repeating it is harmless.
         """
         request = nodes_pb2.DrainRequest(node=node, undo=undo, let_finish=let_finish)
         return _convert.node_view((await self._call(_transport.DRAIN, request, may_be_long=True)).node)
@@ -82,8 +82,7 @@ class NodeMethods(ABC):
     async def remove(self, node: str) -> RemovedHost:
         """Forgets a host whose node is gone, and bars its return. node: as for `drain`.
 
-        Raises PreconditionFailed while its node lives, NotFound, and InvalidRequest where several are meant.
-        Repeating it is harmless.
+        Raises PreconditionFailed while its node lives, and as `drain`. Repeating it is harmless.
         """
         request = nodes_pb2.RemoveRequest(node=node)
         return _convert.removed_host(await self._call(_transport.REMOVE, request, may_be_long=True))

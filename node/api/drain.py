@@ -28,7 +28,7 @@ from etcd.errors import OutcomeUnknown, RecordCorrupt, StoreUnavailable
 from etcd.port import Compare, Delete, Etcd, Put, Range, RangeResult, Relation, Target, Txn
 from node.api.errors import ApiError, answers, invalid, node_not_found, precondition
 from node.api.node_views import NodeViews, read_hosts
-from node.core.find_node import KnownNode, find_nodes, naming
+from node.core.find_node import PREFIX_MIN, KnownNode, find_nodes, is_too_short, naming
 from node.core.model import Drain, Removal
 from node.core.validate import Violation
 from node.core.voters import quorum, votes_missing
@@ -36,8 +36,10 @@ from pilfer.v1 import nodes_pb2
 
 #: A write that was lost to another one, or not answered, is tried so often.
 TRIES = 3
-#: Candidates named where a prefix is ambiguous.
+#: Candidates named where a prefix is ambiguous or too short.
 NAMED_MAX = 10
+
+NODE_IS = f"a whole name, or the first digits, {PREFIX_MIN} or more, of a node id or host id"
 
 
 class DrainCalls:
@@ -172,20 +174,22 @@ class DrainCalls:
 
 
 def _one_of(matches: list[KnownNode], given: str) -> KnownNode:
-    """The one that is meant. Raises ApiError: none, or several."""
+    """The one that is meant. Raises ApiError: none, several, or too little to tell."""
     if not given:
-        raise invalid([Violation("node", "is empty: a name, or the first digits of a node id or host id")])
+        raise invalid([Violation("node", f"is empty: {NODE_IS}")])
     if not matches:
         raise node_not_found(given)
+    if is_too_short(given, matches):
+        raise _refused(f"{given} is no node's name; give {NODE_IS}. With {given} begin the ids of", matches)
     if len(matches) > 1:
-        raise _ambiguous(matches, given)
+        raise _refused(f"{given} is ambiguous, give more digits of a host id:", matches)
     return matches[0]
 
 
-def _ambiguous(matches: list[KnownNode], given: str) -> ApiError:
+def _refused(why: str, matches: list[KnownNode]) -> ApiError:
     named = "; ".join(map(naming, matches[:NAMED_MAX]))
     more = f"; and {len(matches) - NAMED_MAX} more" if len(matches) > NAMED_MAX else ""
-    return invalid([Violation("node", f"{given} is ambiguous, give more digits of a host id: {named}{more}")])
+    return invalid([Violation("node", f"{why} {named}{more}")])
 
 
 def _alive(node: KnownNode) -> str:

@@ -41,8 +41,8 @@ _NOT_SAID = {
 def command(client: Client, node: str, *, undo: bool, waits: bool, as_json: bool) -> int:
     """Let a node claim no more tasks.
 
-    NODE is a name, or the first digits of a node id or host id. The node gives back what it runs, to be run elsewhere;
-    tasks that may not be restarted finish. Holds over restarts of the node, until --undo.
+    NODE is a whole name, or the first digits, four or more, of a node id or host id. The node gives back what it runs,
+    to be run elsewhere; tasks that may not be restarted finish. Holds over restarts of the node, until --undo.
     """
     if undo and waits:
         raise click.UsageError("--undo and --wait have no meaning together.")

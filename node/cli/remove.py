@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def command(client: Client, node: str, as_json: bool) -> None:
     """Forget a node that is gone, and bar its return.
 
-    NODE is a name, or the first digits of a node id or host id. A node that lives is refused: drain and stop it first.
-    The machine may join again later, with an empty data directory and a new token.
+    NODE is a whole name, or the first digits, four or more, of a node id or host id. A node that lives is refused:
+    drain and stop it first. The machine may join again later, with an empty data directory and a new token.
     """
     removed = client.remove(node)
     if as_json:

@@ -2,12 +2,18 @@
 
 A name that fits exactly goes before prefixes of ids, or a node called `a` could not be named. Two hosts may share a
 name while one of them is gone; then the answer is ambiguous and the ids tell them apart.
+
+Names are never cut short, and one or two characters begin some id in most clusters: `3`, meant for n3, may begin the
+host id of n1. So little is nobody's id, though it may fit one alone; what is done to a node may be for good.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+#: So many characters of an id stand for it.
+PREFIX_MIN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +29,8 @@ class KnownNode:
 
 
 def find_nodes(given: str, known: Iterable[KnownNode]) -> list[KnownNode]:
-    """All that the text may mean, in the order given: one is an answer, none or several are the caller's to refuse."""
+    """All that the text may mean, in the order given: one is an answer, none or several are the caller's to refuse,
+    and those of a text that `is_too_short`."""
     candidates = [*known]
     if not given:
         return []
@@ -32,6 +39,11 @@ def find_nodes(given: str, known: Iterable[KnownNode]) -> list[KnownNode]:
         return by_name
     prefix = given.lower()
     return [node for node in candidates if node.host_id.startswith(prefix) or node.node_id.startswith(prefix)]
+
+
+def is_too_short(given: str, found: Iterable[KnownNode]) -> bool:
+    """Whether the text is no name of those that it was found to mean, and too little of an id to act upon."""
+    return len(given) < PREFIX_MIN and any(node.name != given for node in found)
 
 
 def naming(node: KnownNode) -> str:

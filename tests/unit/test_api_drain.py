@@ -123,6 +123,30 @@ async def test_a_prefix_of_several_nodes_names_them() -> None:
             assert twin.host_id in violation.description
 
 
+async def test_a_few_digits_of_an_id_name_nobody() -> None:
+    """Found by trying it out: `drain 3`, meant for n3, drained n1, whose host id begins with 3; the same removes."""
+    store = FakeStore()
+    unlucky = replace(N1, host_id="3735" + N1.host_id[4:])
+    async with api_nodes(store, unlucky, N2) as (n1, n2):
+        await go(n1.etcd, n1.node)
+        for call in (drain, remove):
+            for given in ("3", "373"):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call(n2, given)
+                bad = refused(caught, grpc.StatusCode.INVALID_ARGUMENT, error_details_pb2.BadRequest)
+                (violation,) = bad.field_violations
+                assert violation.field == "node"
+                assert f"{given} is no node's name" in violation.description
+                assert f"n1 (host {unlucky.host_id}, gone)" in violation.description
+        assert not is_there(store, keys.drained_key(unlucky.host_id))
+        assert not is_there(store, keys.removed_key(unlucky.host_id))
+        assert (await drain(n2, "3735")).node.host_id == unlucky.host_id
+        assert (await remove(n2, "3735")).host_id == unlucky.host_id
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await remove(n2, "3")  # a few digits name no removed host either
+        refused(caught, grpc.StatusCode.INVALID_ARGUMENT, error_details_pb2.BadRequest)
+
+
 @pytest.mark.parametrize(
     "request_", [nodes_pb2.DrainRequest(), nodes_pb2.DrainRequest(node="n1", undo=True, let_finish=True)]
 )

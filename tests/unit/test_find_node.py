@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from node.core.find_node import KnownNode, find_nodes, naming
+from node.core.find_node import KnownNode, find_nodes, is_too_short, naming
 
 A = KnownNode("aaaa1111-0000-4000-8000-000000000001", "11110000-0000-4000-8000-000000000001", "a", is_living=True)
 B = KnownNode("aaaa2222-0000-4000-8000-000000000002", "22220000-0000-4000-8000-000000000002", "b", is_living=True)
@@ -41,6 +41,24 @@ def test_a_host_whose_ids_both_fit_is_one_answer() -> None:
         "77770000-0000-4000-8000-000000000001", "77770000-0000-4000-8000-000000000002", "n", is_living=True
     )
     assert find_nodes("7777", [both]) == [both]
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ("a", False),  # a name is whole, however short
+        ("b", False),
+        ("A", True),
+        ("2", True),  # one alone has such an id, and might not be meant
+        ("aaa", True),
+        ("aaaa", False),
+        ("2222", False),
+        ("d", False),  # means nothing at all
+        ("", False),
+    ],
+)
+def test_a_few_characters_are_nobodys_id(given: str, refused: bool) -> None:
+    assert is_too_short(given, find_nodes(given, ALL)) is refused
 
 
 def test_several_are_told_apart_by_their_host_ids() -> None:
