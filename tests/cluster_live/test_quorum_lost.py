@@ -87,6 +87,28 @@ def test_a_survivor_is_made_a_cluster_of_its_own(note: Note) -> None:
         assert lab.witness.flaws() == []
 
 
+def test_a_voter_that_is_left_stops_at_one_signal(note: Note) -> None:
+    """As the manual tells it before `node recover`: what it ran is frozen by then, and hears no signal."""
+    with laboratory() as lab:
+        lab.grow("a", "b", "c", voters=3)
+        a, b, c = lab.nodes.values()
+        ids = lab.submit(*[lab.witness.task(600.0, cpu=4.0)] * 3, through=a)
+        lab.witness.wait_runs(ids, 1)
+        (on_c,) = (task_id for task_id, place in lab.places_of(ids).items() if place == "c")
+        for lost in (a, b):
+            lost.kill()
+        seen = [0.0]
+
+        def is_frozen() -> bool:
+            seen.append(lab.witness.look().of(on_c)[0].last_sent)
+            return seen[-1] == seen[-2]
+
+        wait_until_sync(is_frozen, 20.0, what="c's task is frozen", every_s=1.0)
+        began = time.monotonic()
+        assert c.stop(timeout_s=60.0) == 0
+        note("quorum lost: a voter with a frozen task stops after one signal", time.monotonic() - began)
+
+
 def test_a_survivor_that_lagged_and_a_node_that_knew_more() -> None:
     """c has not received that d claimed a task when the others are lost. For the cluster that c becomes, the task is
     queued; d, which lives through all of it, runs it. It must have ended that before anybody runs it again."""
