@@ -49,7 +49,9 @@ class DataDirBusy(DataDirError):  # noqa: N818  (named after what is so, as in t
 
     def __init__(self, path: Path, pid: int | None) -> None:
         who = f"the node with pid {pid}" if pid is not None else "another node"
-        super().__init__(f"{path} is in use by {who}: stop it, or give this one a --data-dir of its own")
+        #: For those who cannot have a directory of their own.
+        self.reason = f"{path} is in use by {who}"
+        super().__init__(f"{self.reason}: stop it, or give this one a --data-dir of its own")
         self.path = path
         #: None: the other one has the lock, but has not written its pid yet.
         self.pid = pid
@@ -91,6 +93,36 @@ def _read_id(path: Path) -> str:
         return path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def check_free(path: Path) -> bool:
+    """Whether there is a directory at `path`; if so, it is no node's that runs, nor somebody else's.
+
+    For what only looks: unlike `DataDir.open` it makes, writes and keeps nothing, so that a node may start at any
+    moment. Raises DataDirBusy, DataDirError.
+    """
+    try:
+        path = path.absolute()
+        if not path.exists():
+            return False
+        if not path.is_dir():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        _check_ours(path)
+        _check_unlocked(path)
+    except OSError as error:
+        raise DataDirError(explain(path, error)) from error
+    return True
+
+
+def check_can_make(path: Path) -> None:
+    """Whether this user could make `path`, which is not there. Raises DataDirError; makes nothing."""
+    try:
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        code = errno.ENOTDIR if not above.is_dir() else 0 if os.access(above, os.W_OK | os.X_OK) else errno.EACCES
+    except OSError as error:
+        raise DataDirError(explain(path, error)) from error
+    if code:
+        raise DataDirError(explain(above, OSError(code, os.strerror(code))))
 
 
 class DataDir:
@@ -212,6 +244,13 @@ class DataDir:
 def _make_private(path: Path) -> None:
     """Leaves a directory at `path` that is ours, 0700, and holds nothing that is not Pilfer's."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_ours(path)
+    if stat.S_IMODE(path.stat().st_mode) != 0o700:
+        path.chmod(0o700)
+
+
+def _check_ours(path: Path) -> None:
+    """Raises DataDirError where the directory is another user's, or holds what is not Pilfer's."""
     found = path.stat()
     if found.st_uid != os.geteuid():
         raise DataDirError(
@@ -225,8 +264,6 @@ def _make_private(path: Path) -> None:
             raise DataDirError(
                 f"{path} is not empty and not Pilfer's (it holds {foreign[0]}): give the node a directory of its own"
             )
-    if stat.S_IMODE(found.st_mode) != 0o700:
-        path.chmod(0o700)
 
 
 def _is_ours(name: str) -> bool:
@@ -242,13 +279,33 @@ def _take_lock(path: Path) -> int:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
     except BlockingIOError:
-        written = os.pread(descriptor, 32, 0).strip()
+        holder = _holder(descriptor)
         os.close(descriptor)
-        raise DataDirBusy(path, int(written) if written.isdigit() else None) from None
+        raise DataDirBusy(path, holder) from None
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _check_unlocked(path: Path) -> None:
+    """Raises DataDirBusy, OSError."""
+    try:
+        descriptor = os.open(path / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        # Shared: two that look do not meet. A node that starts in these microseconds is refused; it may try again.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataDirBusy(path, _holder(descriptor)) from None
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> int | None:
+    written = os.pread(descriptor, 32, 0).strip()
+    return int(written) if written.isdigit() else None
 
 
 def _take_host_lock(path: Path, host_id: str) -> HostLock | None:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from node.cli.failures import ExitCode, Failure
 from node.cli.node_options import with_settings
-from node.cli.output import line, note
+from node.cli.output import note
 from node.cli.parameters import json_option
-from node.cli.render_recovery import tell_begun_again
-from node.units import format_size
+from node.cli.render_recovery import busy_words, tell_begun_again, tell_recover_plan
 
 if TYPE_CHECKING:
     from node.config import Settings
-    from node.recovery.recover import Survivor
 
 
 @click.command("recover")
 @with_settings
-@click.option("--yes", is_flag=True, help="Do it; without this only tell what would be done.")
+@click.option("--yes", is_flag=True, help="Do it; without this only tell what would be done, and exit with 2.")
 @json_option
 def command(settings: Settings, *, yes: bool, as_json: bool) -> int:
     """Make a surviving voter a cluster of its own, when quorum is lost for good.
@@ -31,31 +28,23 @@ def command(settings: Settings, *, yes: bool, as_json: bool) -> int:
     node as always; hosts that live come back to it by themselves.
     """
     from node.app import REFUSALS
-    from node.datadir import DataDir
-    from node.recovery.recover import recover, survivor
+    from node.datadir import DataDir, DataDirBusy
+    from node.recovery.recover import ASIDE, plan, recover
 
     try:
+        # First: opening a directory makes what is missing of it, and a wrong --data-dir must stay as it is.
+        found = plan(settings.data_dir)
+        if not yes:
+            tell_recover_plan(found, ASIDE, as_json=as_json)
+            return ExitCode.USAGE
         with DataDir.open(settings.data_dir) as data:
-            found = survivor(data)
-            if not yes:
-                _tell_plan(found)
-                return ExitCode.USAGE
             done = recover(settings, data, say=note)
+    except DataDirBusy as error:
+        why_not = "A cluster whose quorum is there needs no recovery: node nodes says whether it is"
+        raise Failure(f"{busy_words(error)}. {why_not}", ExitCode.FAILURE) from error
     except REFUSALS as error:
         raise Failure(str(error), ExitCode.FAILURE) from error
     tell_begun_again("recovered", done, as_json=as_json)
     if not as_json:
         note("Next: start the node as always. node remove each host that will not come back; join new ones.")
     return ExitCode.OK
-
-
-def _tell_plan(found: Survivor) -> None:
-    written = datetime.fromtimestamp(found.written_at, UTC)
-    line(f"cluster   {found.memory.cluster_id}")
-    line(f"data      {found.data_dir}, {format_size(found.size_bytes)}, last written {written:%Y-%m-%d %H:%M:%S} UTC")
-    line(f"voters    {', '.join(found.memory.etcd_endpoints) or 'not known'} (their client ports), as last seen here")
-    note("With --yes: the data are copied, and with the copy this host becomes the only voter of its cluster. It takes")
-    note("some seconds longer than the leases of the nodes, which are waited for.")
-    note("What the other voters had acknowledged and this one had not received is lost.")
-    note("Make sure first that the other voters stay down: two of them would be the old cluster beside this one.")
-    note("Nothing was changed.")

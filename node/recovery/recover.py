@@ -22,7 +22,7 @@ from pathlib import Path
 
 from node.cluster.founding import WrongCluster
 from node.config import Settings
-from node.datadir import DataDir, DataDirError
+from node.datadir import DataDir, DataDirError, check_free
 from node.files import sync_tree
 from node.joining.cluster_memory import ClusterMemory
 from node.recovery.begin_again import BegunAgain, Contents, begin_alone, check_can_change, put_in_place
@@ -41,21 +41,35 @@ class Survivor:
     """What is there to recover from."""
 
     memory: ClusterMemory
+    #: etcd's.
     data_dir: Path
     size_bytes: int
     #: Unix seconds of the newest write.
     written_at: float
 
 
-def survivor(data: DataDir) -> Survivor:
-    """Whether this host can be recovered from, and what it has. Raises DataDirError, in words that say what else."""
-    memory = ClusterMemory.load(data.path)
+def plan(path: Path) -> Survivor:
+    """What would be recovered in the data directory `path`, where nothing is made or changed. Raises DataDirBusy,
+    DataDirError."""
+    path = path.absolute()
+    if not check_free(path):
+        raise DataDirError(f"there is no {path}: give the data directory that the node here ran with (--data-dir)")
+    return survivor(path)
+
+
+def survivor(path: Path) -> Survivor:
+    """Whether this host can be recovered from, and what its data directory has. Raises DataDirError, in words that say
+    what else."""
+    memory = ClusterMemory.load(path)
     if memory is None:
-        raise DataDirError(f"{data.path} belongs to no cluster: there is nothing to recover")
-    directory = data.etcd / "data"
+        raise DataDirError(
+            f"{path} belongs to no cluster, so there is nothing to recover: give the data directory that the node here "
+            "ran with (--data-dir)"
+        )
+    directory = path / "etcd" / "data"
     if not (directory / "member" / "wal").is_dir():
         raise DataDirError(
-            f"{data.path} holds no copy of the cluster's tasks, since this host had no vote: recover on one that had "
+            f"{path} holds no copy of the cluster's tasks, since this host had no vote: recover on one that had "
             "(node nodes showed it as voter), or restore a backup (node restore FILE)"
         )
     check_can_change(directory)
@@ -70,7 +84,7 @@ def recover(settings: Settings, data: DataDir, *, say: Callable[[str], None]) ->
 
     say: told each step, for people.
     """
-    found = survivor(data)
+    found = survivor(data.path)
 
     def check(contents: Contents) -> None:
         if contents.cluster.id != found.memory.cluster_id:

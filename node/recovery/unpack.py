@@ -16,7 +16,8 @@ _PLACEHOLDER_URL = "https://127.0.0.1:2380"
 
 
 def unpack(settings: Settings, file: Path, target: Path, name: str) -> None:
-    """Makes `target`, etcd's data directory for the member `name`, of a snapshot, whose checksum is compared.
+    """Makes `target`, etcd's data directory for the member `name`, of a snapshot that `check_backup` found
+    whole; its checksum is compared once more.
 
     Raises DataDirError, EtcdNotFound.
     """
@@ -34,7 +35,7 @@ def unpack(settings: Settings, file: Path, target: Path, name: str) -> None:
         raise DataDirError(f"{program} did not unpack {file} within {UNPACK_LIMIT_S:.0f} s") from None
     if done.returncode != 0:
         words = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
-        raise DataDirError(f"{file} cannot be restored: {words}. A backup is what node backup wrote, byte for byte")
+        raise DataDirError(f"{program} did not unpack {file}, though it fits its checksum: {words}")
 
 
 def _find_program(binary: EtcdBinary) -> Path:
