@@ -172,11 +172,9 @@ class EtcdClient:
         )
         await self._write(lambda at: at.maintenance.Alarm(request, timeout=timeout_s))
 
-    async def members(self, *, timeout_s: float = 3.0) -> tuple[Member, ...]:
-        answer = await self._read(
-            lambda at, timeout: at.cluster.MemberList(pb.MemberListRequest(linearizable=True), timeout=timeout),
-            timeout_s,
-        )
+    async def members(self, *, timeout_s: float = 3.0, linearizable: bool = True) -> tuple[Member, ...]:
+        request = pb.MemberListRequest(linearizable=linearizable)
+        answer = await self._read(lambda at, timeout: at.cluster.MemberList(request, timeout=timeout), timeout_s)
         return tuple(convert.member(m) for m in answer.members)
 
     async def add_learner(self, peer_urls: Sequence[str], *, timeout_s: float = 5.0) -> Member:

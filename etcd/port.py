@@ -244,8 +244,8 @@ class Etcd(Protocol):
         acknowledged before this call, so it takes a quorum. The file is there whole (and on the disk) or not at all.
         Gives its size in bytes; raises StoreUnavailable (also for a checksum that does not fit) and OSError."""
 
-    async def members(self, *, timeout_s: float = 3.0) -> tuple[Member, ...]:
-        """As agreed on by a quorum (linearizable)."""
+    async def members(self, *, timeout_s: float = 3.0, linearizable: bool = True) -> tuple[Member, ...]:
+        """As agreed on by a quorum; or, not linearizable, as the member that is asked knows them, also without one."""
 
     # Membership. Every change is refused while a member is unhealthy (etcd wants all of them connected for 5 s).
 

@@ -128,7 +128,7 @@ class NodeViews:
         known = await read_hosts(self._etcd)
         own = self._own()
         members, looks = await asyncio.gather(
-            self._members(),
+            self._members(known),
             asyncio.gather(*(self._look(node, own, known) for node in known.nodes.values())),
         )
         self._warn(looks, own, members, known)
@@ -140,10 +140,11 @@ class NodeViews:
         """The view of one host alone: of its living node, else of what is known of it."""
         return next((view for view in await self.collect() if view.node.host_id == host_id), None)
 
-    async def _members(self) -> Sequence[Member]:
-        """Empty where etcd does not tell (no quorum)."""
+    async def _members(self, known: KnownHosts) -> Sequence[Member]:
+        """Without a quorum as one of them knows them: those it lost sight of have their votes still. Empty where etcd
+        does not tell."""
         try:
-            return await self._etcd.members(timeout_s=READ_TIMEOUT_S)
+            return await self._etcd.members(timeout_s=READ_TIMEOUT_S, linearizable=not known.is_stale)
         except StoreError as error:
             log.debug("no member list: %s", error)
             return ()

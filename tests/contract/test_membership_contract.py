@@ -281,6 +281,11 @@ async def test_without_a_quorum_nothing_is_agreed_on(cluster: Cluster, tmp_path:
 
     await wait_until(knows_no_leader, PATIENCE_S, what="the member knows that nobody leads")
     with pytest.raises(StoreUnavailable):
+        await asked.members(timeout_s=2)
+    known = await asked.members(timeout_s=2, linearizable=False)  # what it knows of itself needs nobody
+    assert {(member.id, member.is_learner) for member in known} == {(first.id, False), (second.id, False)}
+    assert all(member.name for member in known)
+    with pytest.raises(StoreUnavailable):
         await asked.snapshot(tmp_path / "snapshot", timeout_s=2)  # it may lack what was acknowledged
     assert not (tmp_path / "snapshot").exists()
     await cluster.start(second)

@@ -179,5 +179,5 @@ def writes(txn: Txn) -> bool:
 def no_quorum(method: str, argument: object) -> Fault | None:
     """Reads that need a quorum fail; those that do not are answered."""
     ops = argument.success if isinstance(argument, Txn) else (argument,)
-    is_local = all(isinstance(op, Range) and op.serializable for op in ops)
+    is_local = all(isinstance(op, Range) and op.serializable for op in ops) or (method, argument) == ("members", False)
     return None if is_local or method not in ("txn", "range", "members") else LOST_BEFORE
