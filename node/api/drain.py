@@ -118,9 +118,11 @@ class DrainCalls:
         """One try; None: look again."""
         known = await self._known()
         matches = find_nodes(given, known)
-        if not matches:
-            # Perhaps it was removed before, by an earlier try of this call.
-            return _one_of(find_nodes(given, await self._removed()), given)
+        if not any(node.name == given for node in matches):
+            # Perhaps it was removed before, by an earlier try of this call: its name goes before another's id still.
+            removed = find_nodes(given, await self._removed())
+            if not matches or any(node.name == given for node in removed):
+                return _one_of(removed, given)
         node = _one_of(matches, given)
         if node.is_living:
             raise precondition("NODE_ALIVE", node.host_id, _alive(node))

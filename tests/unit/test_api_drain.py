@@ -287,6 +287,20 @@ async def test_a_removal_that_was_not_answered_is_sent_again(fault: Fault) -> No
         assert is_there(store, keys.removed_key(N2.host_id))
 
 
+@pytest.mark.parametrize("fault", [LOST_BEFORE, LOST_AFTER])
+async def test_a_removal_that_is_repeated_hits_no_host_whose_id_begins_with_the_name(fault: Fault) -> None:
+    """The name is gone with the first try, and the same text begins another host's id."""
+    store = FakeStore()
+    named = replace(N2, name=N3.host_id[:4])
+    async with api_nodes(store, N1, named, N3) as (n1, n2, n3):
+        await go(n1.etcd, n2.node)
+        await go(n1.etcd, n3.node)
+        n1.etcd.faults = once(fault, "txn", writes)
+        for _ in range(2):
+            assert (await remove(n1, named.name)).host_id == named.host_id
+        assert not is_there(store, keys.removed_key(N3.host_id))
+
+
 @pytest.mark.parametrize("moment", ["before the record is read", "before it is written"])
 async def test_a_node_that_comes_back_in_the_middle_of_a_removal_stays(moment: str) -> None:
     """One guard each: a record read too late names the new node, whose key is there; one read before has changed."""
