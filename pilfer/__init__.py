@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pilfer.errors import FieldViolation as FieldViolation
     from pilfer.errors import InvalidAddress as InvalidAddress
     from pilfer.errors import InvalidRequest as InvalidRequest
+    from pilfer.errors import NoQuorum as NoQuorum
     from pilfer.errors import NotAllowed as NotAllowed
     from pilfer.errors import NotFound as NotFound
     from pilfer.errors import PilferError as PilferError
@@ -64,6 +65,7 @@ _MODULES = {
         "FieldViolation",
         "InvalidAddress",
         "InvalidRequest",
+        "NoQuorum",
         "NotAllowed",
         "NotFound",
         "PilferError",

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pilfer.address import Target
-from pilfer.errors import PilferError, TimedOut, Unavailable
+from pilfer.errors import NoQuorum, PilferError, TimedOut, Unavailable
 
 #: How long a call that takes milliseconds may go unanswered in the first round, where other nodes are named.
 SILENCE_S = 3.0
@@ -47,6 +47,8 @@ class Tour:
         self._rounds = 0
         #: What each node said last, in the order of the addresses when told.
         self._said: dict[int, str] = {}
+        #: What was answered, though not what was wished for; the most telling of it.
+        self._refusal: Unavailable | None = None
         self.index = choice.current
 
     def silence_s(self, longest_s: float) -> float:
@@ -61,11 +63,14 @@ class Tour:
             self._choice.current = self.index
         self._tried.clear()
         self._said.clear()
+        self._refusal = None
         self._rounds = 0
 
     def failed(self, error: PilferError, *, silence_s: float | None = None) -> bool:
         """Goes on to the next node. silence_s: it said nothing for so long. Returns whether a round is over."""
         self._said[self.index] = _words(error, self._choice.targets[self.index], silence_s)
+        if isinstance(error, Unavailable) and error.is_from_node and not isinstance(self._refusal, NoQuorum):
+            self._refusal = error
         self._tried.add(self.index)
         self._choice.left(self.index)
         if len(self._tried) == len(self._choice.targets):
@@ -79,14 +84,21 @@ class Tour:
         return False
 
     def verdict(self, error: Unavailable | TimedOut) -> Unavailable | TimedOut:
-        """The error that the caller is told: of one node its own; of several what each said."""
+        """The error that the caller is told: of one node its own; of several what each said.
+
+        A node that answered says more than silence: its answer is told where the last try had no time left for one, and
+        of several it decides the class.
+        """
         if self._choice.is_only_one:
-            return error
+            return self._refusal if self._refusal is not None and isinstance(error, TimedOut) else error
         targets = self._choice.targets
         said = "; ".join(f"{targets[index]}: {self._said[index]}" for index in sorted(self._said))
         untried = len(targets) - len(self._said)
         rest = f"; {untried} not asked yet" if untried else ""
-        return type(error)(f"none of the {len(targets)} nodes named could answer: {said}{rest}", code=error.code)
+        message = f"none of the {len(targets)} nodes named could answer: {said}{rest}"
+        if self._refusal is not None:
+            return type(self._refusal)(message, code=self._refusal.code, is_from_node=True)
+        return type(error)(message, code=error.code)
 
 
 def _words(error: PilferError, target: Target, silence_s: float | None) -> str:

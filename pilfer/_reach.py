@@ -135,6 +135,7 @@ class Trying:
         self._tour = Tour(reach.choice)
         self._patience = Patience(reach.patience_s, deadline)
         self._deadline = deadline
+        self._began = time.monotonic()
         #: Of the try that is under way: for how long an answer was waited for.
         self._silence_s: float | None = None
 
@@ -198,7 +199,10 @@ class Trying:
             return
         is_silent = self._silence_s is not None and isinstance(error, TimedOut)
         is_round_over = self._tour.failed(error, silence_s=self._silence_s if is_silent else None)
-        if self._is_over():
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            if is_silent:
+                # Of all tries together; the last one may have been short.
+                error = TimedOut(f"no answer within {self._deadline - self._began:.3g} s", code=error.code)
             raise self._tour.verdict(error)
         if isinstance(error, TimedOut):
             return  # time has passed; and a node that takes calls may answer yet, until the deadline

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import grpc
+from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from pilfer.errors import (
     AlreadyExists,
     FieldViolation,
     InvalidRequest,
+    NoQuorum,
     NotAllowed,
     NotFound,
     PilferError,
@@ -55,23 +57,44 @@ class RpcStatus(Protocol):
 _NOT_CONNECTED = "failed to connect to all addresses"
 
 
-def error_of(status: RpcStatus, target: object) -> PilferError:
-    """The client's error for a failed call to a target."""
+#: Of the google.rpc.ErrorInfo that a node puts beside UNAVAILABLE, and beside no answer that is grpc's own.
+_DOMAIN = "pilfer.unavailable"
+_REASON_STORE = "STORE_UNAVAILABLE"
+
+
+def error_of(status: RpcStatus, target: object, *, overdue: str) -> PilferError:
+    """The client's error for a failed call to a target. overdue: what to say of a deadline that passed, for which grpc
+    has various words of its own."""
     code = status.code()
-    message = status.details() or code.name
+    message = overdue if code is grpc.StatusCode.DEADLINE_EXCEEDED else status.details() or code.name
     if message.startswith(_NOT_CONNECTED):
         message = f"no node answers at {target}: {message.rpartition('error: ')[2]}"
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return InvalidRequest(message, _violations(status))
+    if code is grpc.StatusCode.UNAVAILABLE:
+        reason = _reason(status)
+        if reason == _REASON_STORE:
+            return NoQuorum(message, code=code.name)
+        return Unavailable(message, code=code.name, is_from_node=reason is not None)
     return _CLASSES.get(code, ServerFailure)(message, code=code.name)
 
 
 def _violations(status: RpcStatus) -> list[FieldViolation]:
     bad_request = error_details_pb2.BadRequest()
     found: list[FieldViolation] = []
+    for detail in _details(status):
+        if detail.Unpack(bad_request):
+            found += [FieldViolation(v.field, v.description) for v in bad_request.field_violations]
+    return found
+
+
+def _reason(status: RpcStatus) -> str | None:
+    """Why a node says that it is unavailable; None: no node says so."""
+    info = error_details_pb2.ErrorInfo()
+    return next((info.reason for detail in _details(status) if detail.Unpack(info) and info.domain == _DOMAIN), None)
+
+
+def _details(status: RpcStatus) -> Iterator[any_pb2.Any]:
     for key, value in status.trailing_metadata() or ():
         if key == _DETAILS_KEY and isinstance(value, bytes):
-            for detail in status_pb2.Status.FromString(value).details:
-                if detail.Unpack(bad_request):
-                    found += [FieldViolation(v.field, v.description) for v in bad_request.field_violations]
-    return found
+            yield from status_pb2.Status.FromString(value).details

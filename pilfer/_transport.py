@@ -143,6 +143,15 @@ def _read(path: Path) -> bytes:
         raise InvalidAddress(f"cannot read {path}: {error.strerror}") from error
 
 
+def _no_answer(timeout_s: float) -> str:
+    return f"no answer within {timeout_s:.3g} s"
+
+
+def _time_is_up(timeout_s: float | None) -> str:
+    """Of a stream, which may have answered all the while."""
+    return "the time is up" if timeout_s is None else f"the time of {timeout_s:.3g} s is up"
+
+
 class BlockingTransport:
     """Plain grpc: each coroutine here does its work before it returns and never suspends."""
 
@@ -172,7 +181,7 @@ class BlockingTransport:
         try:
             return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise error_of(cast(RpcStatus, error), self._target) from None
+            raise error_of(cast(RpcStatus, error), self._target, overdue=_no_answer(timeout_s)) from None
 
     async def stream(
         self, call: Call[Request, Response], request: Request, timeout_s: float | None
@@ -185,7 +194,7 @@ class BlockingTransport:
             for response in responses:
                 yield response
         except grpc.RpcError as error:
-            raise error_of(cast(RpcStatus, error), self._target) from None
+            raise error_of(cast(RpcStatus, error), self._target, overdue=_time_is_up(timeout_s)) from None
         finally:
             responses.cancel()
 
@@ -225,7 +234,7 @@ class AsyncTransport:
         try:
             return await method(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise error_of(cast(RpcStatus, error), self._target) from None
+            raise error_of(cast(RpcStatus, error), self._target, overdue=_no_answer(timeout_s)) from None
 
     async def stream(
         self, call: Call[Request, Response], request: Request, timeout_s: float | None
@@ -238,7 +247,7 @@ class AsyncTransport:
             async for response in responses:
                 yield response
         except grpc.aio.AioRpcError as error:
-            raise error_of(cast(RpcStatus, error), self._target) from None
+            raise error_of(cast(RpcStatus, error), self._target, overdue=_time_is_up(timeout_s)) from None
         finally:
             responses.cancel()
 

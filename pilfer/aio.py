@@ -126,7 +126,7 @@ class AsyncClient(TrustMethods):
         try:
             await self._submit([message], validate_only=False)
         except (Unavailable, TimedOut) as error:
-            error.add_note(f"task {message.id} may or may not have been stored; submit it again with this id")
+            error.add_note(f"task {message.id} may or may not have been stored; repeating it with this id settles it")
             raise
         return message.id
 
@@ -180,20 +180,24 @@ class AsyncClient(TrustMethods):
         return ids
 
     @overload
-    async def status(self, ids: str) -> Task: ...  # type: ignore[overload-overlap]  # a str is an id, though also an Iterable[str]
+    async def status(self, ids: str, *, timeout_s: float | None = None) -> Task: ...  # type: ignore[overload-overlap]  # a str is an id, though also an Iterable[str]
 
     @overload
-    async def status(self, ids: Iterable[str]) -> Tasks: ...
+    async def status(self, ids: Iterable[str], *, timeout_s: float | None = None) -> Tasks: ...
 
-    async def status(self, ids: str | Iterable[str]) -> Task | Tasks:
+    async def status(self, ids: str | Iterable[str], *, timeout_s: float | None = None) -> Task | Tasks:
         """What the cluster knows of a task, or of several in their order. Unique prefixes of ids will do.
 
-        Raises NotFound, and InvalidRequest for an ambiguous prefix.
+        timeout_s: of each thousand, in place of the client's. Raises NotFound, and InvalidRequest for an ambiguous
+        prefix.
         """
         found: Tasks = []
         for some in _slices([ids] if isinstance(ids, str) else [*ids]):
             response = await self._call(
-                _transport.STATUS, tasks_pb2.StatusRequest(ids=some), may_be_long=len(some) > _QUICK_TASKS
+                _transport.STATUS,
+                tasks_pb2.StatusRequest(ids=some),
+                timeout_s=timeout_s,
+                may_be_long=len(some) > _QUICK_TASKS,
             )
             found += [_convert.task_value(message) for message in response.tasks]
         return found[0] if isinstance(ids, str) else found

@@ -20,8 +20,20 @@ class PilferError(Exception):
 
 
 class Unavailable(PilferError):  # noqa: N818  (named as gRPC and the conventions name it)
-    """No node answers, or the cluster has no quorum. Whether an unanswered submit was stored is not known; repeating
-    it with the same ids settles it (the client does so until its patience ends)."""
+    """No node answers, or the one that does cannot do it now. Whether an unanswered submit was stored is not known;
+    repeating it with the same ids settles it (the client does so until its patience ends)."""
+
+    def __init__(self, message: str, *, code: str = "", is_from_node: bool = False) -> None:
+        super().__init__(message, code=code)
+        #: A node said so; otherwise no connection to one could be made or kept.
+        self.is_from_node = is_from_node
+
+
+class NoQuorum(Unavailable):
+    """A node answered, and etcd does not answer it: it reaches no majority of etcd's voters."""
+
+    def __init__(self, message: str, *, code: str = "", is_from_node: bool = True) -> None:
+        super().__init__(message, code=code, is_from_node=is_from_node)
 
 
 class TimedOut(PilferError, TimeoutError):  # noqa: N818

@@ -128,14 +128,14 @@ class Client:
         return _run(self._client.submit_many(specs, batch=batch, on_progress=on_progress, validate_only=validate_only))
 
     @overload
-    def status(self, ids: str) -> Task: ...  # type: ignore[overload-overlap]  # a str is an id, though also an Iterable[str]
+    def status(self, ids: str, *, timeout_s: float | None = None) -> Task: ...  # type: ignore[overload-overlap]  # a str is an id, though also an Iterable[str]
 
     @overload
-    def status(self, ids: Iterable[str]) -> Tasks: ...
+    def status(self, ids: Iterable[str], *, timeout_s: float | None = None) -> Tasks: ...
 
-    def status(self, ids: str | Iterable[str]) -> Task | Tasks:
+    def status(self, ids: str | Iterable[str], *, timeout_s: float | None = None) -> Task | Tasks:
         """What the cluster knows of a task, or of several; see `AsyncClient.status`."""
-        return _run(self._client.status(ids))
+        return _run(self._client.status(ids, timeout_s=timeout_s))
 
     @overload
     def cancel(self, ids: str) -> CancelResult: ...  # type: ignore[overload-overlap]  # a str is an id, though also an Iterable[str]

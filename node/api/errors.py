@@ -38,6 +38,14 @@ STORE_CODES: tuple[tuple[type[Exception], grpc.StatusCode, str], ...] = (
 )
 
 
+#: google.rpc.ErrorInfo says with every UNAVAILABLE that a node of ours gave it, and why; a connection that failed has
+#: the same code and no details. Clients go by domain and reason (`pilfer/_status.py`). Not the domain of the refusals
+#: of newcomers: a node that joins takes any reason of that for final.
+UNAVAILABLE_DOMAIN = "pilfer.unavailable"
+REASON_STORE = "STORE_UNAVAILABLE"
+REASON_OTHER = "NOT_NOW"
+
+
 class ApiError(Exception):
     """An answer other than OK: its code, a sentence for people and typed details for programs."""
 
@@ -96,12 +104,17 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) 
     if api_error is None:
         log.exception("internal error in an API call")
         api_error = ApiError(grpc.StatusCode.INTERNAL, f"internal error: {error!r}; this is a defect of Pilfer")
+    details = list(api_error.details)
+    if api_error.code is grpc.StatusCode.UNAVAILABLE:
+        is_of_store = isinstance(error, StoreUnavailable | OutcomeUnknown)
+        reason = REASON_STORE if is_of_store else REASON_OTHER
+        details.append(error_details_pb2.ErrorInfo(reason=reason, domain=UNAVAILABLE_DOMAIN))
     status = status_pb2.Status(code=api_error.code.value[0], message=api_error.message)
-    for detail in api_error.details:
+    for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
-    metadata = ((GRPC_DETAILS_METADATA_KEY, status.SerializeToString()),) if api_error.details else ()
+    metadata = ((GRPC_DETAILS_METADATA_KEY, status.SerializeToString()),) if details else ()
     await context.abort(api_error.code, api_error.message, metadata)
     raise AssertionError("abort returns never")
 

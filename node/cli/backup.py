@@ -38,6 +38,9 @@ def command(client: Client, file: Path, *, force: bool, as_json: bool) -> int:
     """
     if file.exists() and not force:
         raise _is_there(file)
+    if not file.parent.is_dir():
+        # Before anything is asked for; what opens the file would name one that nobody knows.
+        raise Failure(f"{file}: there is no directory {file.parent}", ExitCode.FAILURE)
     size, digest = _save(client, file, force=force)
     if as_json:
         json_line({"file": str(file), "size_bytes": size, "sha256": digest})

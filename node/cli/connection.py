@@ -21,6 +21,8 @@ R = TypeVar("R")
 
 #: How long a verb tries while no node answers: a node that restarts is back within 3 s.
 PATIENCE_S = 5.0
+#: One call, all its tries together.
+CALL_S = 60.0
 
 
 def with_client(function: Callable[Concatenate[Client, P], R]) -> Callable[..., R]:
@@ -43,7 +45,7 @@ def with_client(function: Callable[Concatenate[Client, P], R]) -> Callable[..., 
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         from pilfer.sync import Client
 
-        with Client(address, certs=certs, insecure=insecure, patience_s=PATIENCE_S) as client:
+        with Client(address, certs=certs, insecure=insecure, timeout_s=CALL_S, patience_s=PATIENCE_S) as client:
             first, *others = client.targets
             if isinstance(first, UnixTarget) and not others:
                 _check_door(first)

@@ -19,6 +19,7 @@ from node.cli.visible import visible
 from pilfer.errors import (
     InvalidAddress,
     InvalidRequest,
+    NoQuorum,
     NotAllowed,
     NotFound,
     PilferError,
@@ -147,13 +148,27 @@ def _say(program: str, error: PilferError) -> None:
             _print(f"  {field_words(violation.field)}: {violation.description}")
     else:
         _print(f"{program}: {error.message}")
-    if isinstance(error, Unavailable):
-        _print(
-            "  No node answered, or the cluster has no quorum. Is one running (node start)? Another is named with"
-            " --address or PILFER_ADDRESS."
-        )
+    if hint := _hint(error):
+        _print(f"  {hint}")
     for note in getattr(error, "__notes__", ()):
         _print(f"  {note}")
+
+
+def _hint(error: PilferError) -> str:
+    """What to do, by who it was that failed: a node told so in its answer's details, or no connection to one stood."""
+    if isinstance(error, NoQuorum):
+        return (
+            "A node answered, and it cannot reach a majority of etcd's voters. Start the voters that are down (node"
+            " nodes shows which nodes do not answer); where they are gone for good, see node recover."
+        )
+    if isinstance(error, Unavailable) and not error.is_from_node:
+        return "No node answered. Is one running (node start)? Another is named with --address or PILFER_ADDRESS."
+    if isinstance(error, TimedOut):
+        return (
+            "The node does not answer, or its etcd does not (no quorum): node nodes shows which nodes do not answer."
+            " Another node is named with --address or PILFER_ADDRESS."
+        )
+    return ""
 
 
 def field_words(field: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
@@ -62,6 +63,38 @@ class TaskOutput:
             data = data.encode(stream.encoding, "backslashreplace")
         stream.buffer.write(data)
         stream.buffer.flush()
+
+
+#: Where all is well an answer takes milliseconds; a node that restarts is back within 3 s.
+SILENCE_S = 10.0
+
+
+@contextmanager
+def told_when_silent(text: str) -> Generator[Callable[[], None]]:
+    """Says this once on stderr when nothing is heard for SILENCE_S; gives the function to call when something is.
+
+    For calls that go on trying for long: who waits must not take that for a hang, and may end it.
+    """
+    is_over = threading.Event()
+    heard = threading.Event()
+
+    def watch() -> None:
+        while heard.wait(SILENCE_S):
+            # In this order: an end that comes between the two is seen by the next wait at the latest.
+            heard.clear()
+            if is_over.is_set():
+                return
+        note(text)
+
+    watcher = threading.Thread(target=watch, name="silence", daemon=True)
+    watcher.start()
+    try:
+        yield heard.set
+    finally:
+        is_over.set()
+        heard.set()
+        # No line may come after what the caller says of the end.
+        watcher.join()
 
 
 @contextmanager

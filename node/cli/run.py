@@ -29,6 +29,7 @@ from node.cli.log import write_chunks
 from node.cli.output import note
 from node.cli.parameters import raw_option
 from node.cli.render import exit_status, how
+from node.cli.submit import submitting
 from node.cli.task_options import COMMAND_SETTINGS, GivenOptions, spec_of, task_options
 from pilfer.errors import NotFound, PilferError, PreconditionFailed, Unavailable
 from pilfer.ids import new_task_id
@@ -71,7 +72,8 @@ def command(client: Client, *, is_raw: bool, command: tuple[str, ...], **given: 
     # Chosen here, so that it can be named even when the submit is broken off.
     task_id = given["task_id"] or new_task_id()
     try:
-        client.submit(spec, task_id=task_id)
+        with submitting(task_id, "run"):
+            client.submit(spec, task_id=task_id)
     except KeyboardInterrupt:
         note(f"Task {task_id} may have been submitted. {_way_back(task_id)}")
         raise

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from node.cli.connection import with_client
 from node.cli.failures import ExitCode, Failure, field_words
-from node.cli.output import flush, json_line, line, note, progress
+from node.cli.output import flush, json_line, line, note, progress, told_when_silent
 from node.cli.parameters import json_option
 from node.cli.source import opened
 from node.cli.task_options import COMMAND_SETTINGS, GivenOptions, spec_of, task_options
 from node.cli.wait import wait_for
-from pilfer.errors import InvalidRequest
+from pilfer.errors import InvalidRequest, TimedOut, Unavailable
 from pilfer.ids import new_task_id
 
 if TYPE_CHECKING:
@@ -60,9 +61,24 @@ def command(
             raise click.UsageError("With --from, everything about a task stands in the file.")
         return _submit_file(client, source, is_waiting=is_waiting, as_json=as_json)
     spec = spec_of(command, **given)
-    task_id = client.submit(spec, task_id=given["task_id"])
+    # Chosen here, so that it can be named even when no answer comes.
+    task_id = given["task_id"] or new_task_id()
+    with submitting(task_id, "submit"):
+        client.submit(spec, task_id=task_id)
     _print_ids([task_id], as_json=as_json, is_waiting=is_waiting)
     return wait_for(client, [task_id], as_json=as_json) if is_waiting else ExitCode.OK
+
+
+@contextmanager
+def submitting(task_id: str, verb: str) -> Generator[None]:
+    """Around the submit of one task: says when no answer comes, and how to do it again without a second task."""
+    waits = f"no answer yet whether task {task_id} is stored; still trying"
+    try:
+        with told_when_silent(waits):
+            yield
+    except (Unavailable, TimedOut) as error:
+        error.add_note(f"To do it again: node {verb} --id {task_id}, and the rest as before; that makes no second task")
+        raise
 
 
 def _submit_file(client: Client, source: str, *, is_waiting: bool, as_json: bool) -> int:
@@ -90,10 +106,17 @@ def _submit_file(client: Client, source: str, *, is_waiting: bool, as_json: bool
     try:
         with progress("checked", len(tasks)) as on_progress:
             client.submit_many(tasks, batch=BATCH, on_progress=on_progress, validate_only=True)
-        with progress("submitted", len(tasks)) as on_progress:
-            client.submit_many(tasks, batch=BATCH, on_progress=_both(on_progress, on_stored))
+        waits = "no answer yet whether more tasks are stored; still trying"
+        with progress("submitted", len(tasks)) as on_progress, told_when_silent(waits) as heard:
+            client.submit_many(tasks, batch=BATCH, on_progress=_each(on_progress, on_stored, lambda _stored: heard()))
     except KeyboardInterrupt:
         note(f"Interrupted: {printed} of {len(tasks)} tasks are stored; {BATCH} more at most may be, too.")
+        raise
+    except (Unavailable, TimedOut) as error:
+        error.add_note(
+            f"Of the others {min(BATCH, len(tasks) - printed)} at most may be stored, too. Lines that have an id may be"
+            " submitted again: that makes no second task"
+        )
         raise
     except InvalidRequest as error:
         if not error.violations:
@@ -105,10 +128,10 @@ def _submit_file(client: Client, source: str, *, is_waiting: bool, as_json: bool
         return wait_for(client, ids, as_json=as_json, on_ended=on_progress)
 
 
-def _both(first: Callable[[int], None], second: Callable[[int], None]) -> Callable[[int], None]:
+def _each(*functions: Callable[[int], None]) -> Callable[[int], None]:
     def call(number: int) -> None:
-        first(number)
-        second(number)
+        for function in functions:
+            function(number)
 
     return call
 

@@ -31,6 +31,7 @@ OFFSETS: dict[int, Literal["stdout_offset", "stderr_offset"]] = {
     tasks_pb2.LOG_STREAM_STDERR: "stderr_offset",
 }
 PAGE_MAX = 1000
+_WITHOUT_ETCD = ("ListNodes", "Describe")
 
 
 class FakeCluster:
@@ -55,6 +56,10 @@ class FakeCluster:
         self.tells_ready_revision = True
         #: Transitions in one message, for clients that ask for groups; 0: this node knows no groups.
         self.group_size = 0
+        #: False: what needs etcd is refused as a node without a quorum does it; streams that stand go on standing.
+        self.has_quorum = True
+        #: Calls of these names are never answered.
+        self.mute: set[str] = set()
         self._failures: dict[str, list[grpc.StatusCode]] = defaultdict(list)
         self._lost_answers: Counter[str] = Counter()
         self._generation = 0
@@ -181,6 +186,12 @@ class FakeCluster:
             self.calls[call] += 1
             generation = self._generation
             code = self._failures[call].pop(0) if self._failures[call] else None
+        if not self.has_quorum and call not in _WITHOUT_ETCD:
+            refuse_without_quorum(context)
+        if call in self.mute:
+            gone = threading.Event()
+            if context.add_callback(gone.set):
+                gone.wait()
         if code is not None:
             context.abort(code, f"the test wants {code.name}")
         return generation
@@ -197,6 +208,16 @@ class FakeCluster:
         limit = self.break_streams_after
         if generation != self._generation or (limit is not None and sent >= limit):
             context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
+
+
+def refuse_without_quorum(context: grpc.ServicerContext) -> NoReturn:
+    """UNAVAILABLE with the ErrorInfo, as the node does it (`node/api/errors.py`)."""
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.ErrorInfo(reason="STORE_UNAVAILABLE", domain="pilfer.unavailable"))
+    status = status_pb2.Status(code=code_pb2.UNAVAILABLE, message="nothing could be read", details=[detail])
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    context.abort(grpc.StatusCode.UNAVAILABLE, status.message)
+    raise AssertionError("abort returns never")
 
 
 def refuse(context: grpc.ServicerContext, field: str, description: str) -> NoReturn:

@@ -103,6 +103,16 @@ def backup(address: str, file: Path, *more: str) -> int:
     return failures.run(["backup", str(file), *more, "--address", address, "--insecure"])
 
 
+def test_a_directory_that_is_not_there_is_named(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It named a file of ours that nobody knows. No node is asked."""
+    file = place / "nowhere" / "x"
+    assert backup("127.0.0.1:9", file) == 1
+    assert capfd.readouterr().err == f"node: {file}: there is no directory {place}/nowhere\n"
+    (place / "file").touch()
+    assert backup("127.0.0.1:9", place / "file" / "x") == 1
+    assert f"there is no directory {place}/file" in capfd.readouterr().err
+
+
 def nothing(_number: int) -> None:
     """Nothing happens."""
 

@@ -19,7 +19,7 @@ from node.cli import drain as drain_verb
 from node.cli import failures
 from node.cli.render_nodes import NODE_COLUMNS
 from node.core.model import Requirements, TaskSpec
-from tests.support.api_node import STARTED_AT, ApiNode, api_nodes, come, go, host_of, node_record
+from tests.support.api_node import STARTED_AT, ApiNode, api_nodes, come, go, host_of, no_quorum, node_record
 from tests.support.fake_store import FakeStore
 from tests.support.tasks import TIMEOUT_S, new_task, queued
 from tests.support.wait import wait_until
@@ -308,6 +308,18 @@ async def test_remove(cli: Cli) -> None:
         again = await cli(n1, "remove", N3.host_id, "--json")
         assert (again.code, again.json) == (0, [{"host_id": N3.host_id, "name": "n3"}])
         assert (await cli(n1, "remove", "n7")).code == 3
+
+
+async def test_a_node_without_a_quorum_says_that_it_answered(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.cli.connection.PATIENCE_S", 0.2)
+    async with api_nodes(FakeStore(), N1, N3) as (n1, _):
+        seen = await queued(n1.store)
+        n1.etcd.faults = no_quorum
+        for verb in (["drain", "n3"], ["remove", "n3"], ["why", seen.task.id]):
+            ran = await cli(n1, *verb)
+            assert (ran.code, ran.out) == (5, "")
+            assert "A node answered, and it cannot reach a majority of etcd's voters" in ran.err
+            assert "No node answered" not in ran.err
 
 
 # -- why ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 
 from node.cli import failures
 from pilfer.v1 import nodes_pb2, records_pb2, tasks_pb2
+from tests.support.aside import Aside
 from tests.support.fake_service import HOST_ID, NODE_ID, FakeCluster, FakeNode
+from tests.support.wait import wait_until_sync
 
 UNKNOWN = "ffffffff-0000-4000-8000-000000000000"
 CHOSEN = "0190aaaa-0000-7000-8000-000000000001"
@@ -360,6 +363,66 @@ def test_wait(cluster: FakeCluster, cli: Cli) -> None:
     assert cli("wait", open_).code == 1
 
 
+def test_a_wait_whose_time_is_up_without_a_quorum_does_not_say_that_tasks_have_not_ended(
+    cluster: FakeCluster, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stream stands and is silent, as it is where nothing happens."""
+    monkeypatch.setattr("node.cli.wait.LAST_LOOK_S", 0.3)
+    done, open_ = (cli("submit", "--", "true").lines[0] for _ in range(2))
+    ended(cluster, done)
+
+    def lose_quorum() -> None:
+        wait_until_sync(lambda: cluster.calls["Watch"] > 0, what="it waits")
+        cluster.has_quorum = False
+
+    with Aside(lose_quorum):
+        ran = cli("wait", "--timeout", "500ms", done, open_)
+    assert (ran.code, ran.out) == (5, "")
+    assert "the time of 500ms is up and the cluster does not answer, so it is not known whether 1 of 2 tasks" in ran.err
+    assert "have not ended" not in ran.err
+    assert "node recover" in ran.err
+
+
+def test_a_wait_that_never_read_a_state_does_not_say_that_tasks_have_not_ended(
+    cluster: FakeCluster, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.cli.wait.LAST_LOOK_S", 0.3)
+    (task_id,) = cli("submit", "--", "true").lines
+    cluster.mute |= {"Watch", "Status"}
+    ran = cli("wait", "--timeout", "200ms", task_id)
+    assert (ran.code, ran.out) == (5, "")
+    assert "it is not known whether 1 of 1 tasks have ended: no answer within 0.3 s" in ran.err
+    cluster.mute.clear()
+    cluster.has_quorum = False
+    monkeypatch.setattr("node.cli.connection.PATIENCE_S", 0.2)
+    ran = cli("wait", task_id)
+    assert (ran.code, "Whether 1 of 1 tasks have ended is not known" in ran.err) == (5, True)
+
+
+def test_a_wait_through_a_short_silence_knows_what_has_not_ended(cluster: FakeCluster, cli: Cli) -> None:
+    """The watch breaks in the middle and cannot be begun again for a moment; when the time is up, all is well."""
+    (task_id,) = cli("submit", "--", "true").lines
+
+    def break_it() -> None:
+        wait_until_sync(lambda: cluster.calls["Watch"] > 0, what="it waits")
+        cluster.fail_next("Watch", grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE)
+        cluster.break_streams()
+
+    with Aside(break_it):
+        ran = cli("wait", "--timeout", "800ms", task_id)
+    assert (ran.code, "1 of 1 tasks have not ended within 800ms" in ran.err) == (124, True)
+
+
+def test_what_ended_while_nothing_could_be_heard_counts_as_ended(cluster: FakeCluster, cli: Cli) -> None:
+    quiet, open_ = (cli("submit", "--", "true").lines[0] for _ in range(2))
+    cluster.mute.add("Watch")
+    ended(cluster, quiet)
+    assert cli("wait", "--timeout", "200ms", quiet[:-1]).code == 0
+    ran = cli("wait", "--timeout", "200ms", "--json", quiet, open_)
+    assert (ran.code, [task["id"] for task in ran.json]) == (124, [quiet])
+    assert "1 of 2 tasks have not ended within 200ms" in ran.err
+
+
 def test_cancel(cluster: FakeCluster, cli: Cli) -> None:
     queued, running, done = (cli("submit", "--label", f"n={n}", "--", "true").lines[0] for n in range(3))
     cluster.start(running)
@@ -516,6 +579,8 @@ def test_no_node_at_all(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (ran.code, ran.out) == (5, "")
     assert f"no node answers at unix:{tmp_path}/nowhere/node.sock: No such file or directory" in ran.err
     assert "node start" in ran.err
+    assert "No node answered. Is one running" in ran.err
+    assert "quorum" not in ran.err
     assert "Traceback" not in ran.err
 
 
@@ -564,6 +629,68 @@ def test_no_quorum_is_told(cluster: FakeCluster, cli: Cli, monkeypatch: pytest.M
     ran = cli("submit", "--", "true")
     assert (ran.code, ran.out) == (5, "")
     assert "may or may not have been stored" in ran.err
+
+
+VERBS = (["list"], ["status", CHOSEN], ["log", CHOSEN], ["cancel", CHOSEN], ["submit", "true"], ["wait", CHOSEN])
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
+def test_a_node_without_a_quorum_is_told_from_no_node(
+    cluster: FakeCluster, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    """Also where others were named that did not answer, and were asked last."""
+    monkeypatch.setattr("node.cli.connection.PATIENCE_S", 0.2)
+    cluster.has_quorum = False
+    alone = f"unix:{tmp_path}/node.sock"
+    for address in (alone, f"unix:{tmp_path}/a.sock,{alone},unix:{tmp_path}/b.sock"):
+        ran = cli(verb[0], "--address", address, *verb[1:])
+        assert (ran.code, ran.out) == (5, "")
+        assert "nothing could be read" in ran.err
+        assert "cannot reach a majority of etcd's voters" in ran.err
+        assert "node recover" in ran.err
+        assert "No node answered" not in ran.err
+
+
+@pytest.mark.parametrize("verb", ["submit", "run"])
+def test_a_submit_that_nobody_answers_says_so_and_how_to_do_it_again(
+    cluster: FakeCluster, cli: Cli, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """grpc's words for it were "Stream removed (Deadline Exceeded)"."""
+    monkeypatch.setattr("node.cli.connection.CALL_S", 0.5)
+    monkeypatch.setattr("node.cli.output.SILENCE_S", 0.1)
+    cluster.mute.add("Submit")
+    ran = cli(verb, "--", "true")
+    assert (ran.code, ran.out) == (5, "")
+    meanwhile, error, *more = ran.err.splitlines()
+    task_id = meanwhile.split()[5]
+    assert uuid.UUID(task_id).version == 7
+    assert meanwhile == f"no answer yet whether task {task_id} is stored; still trying"
+    assert error == "node: no answer within 0.5 s"
+    assert f"task {task_id} may or may not have been stored" in more[1]
+    assert f"node {verb} --id {task_id}, and the rest as before" in more[2]
+
+
+def test_a_file_that_nobody_answers_says_how_much_may_be_stored(
+    cluster: FakeCluster, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.cli.connection.PATIENCE_S", 1.0)
+    monkeypatch.setattr("node.cli.output.SILENCE_S", 0.2)
+    add = cluster.add
+
+    def add_a_batch(new: tasks_pb2.NewTask) -> None:
+        add(new)
+        cluster.has_quorum = len(cluster.tasks) < 1000
+
+    monkeypatch.setattr(cluster, "add", add_a_batch)
+    ran = cli("submit", "--from", lines_file(tmp_path, *[{"command": "true"}] * 1500))
+    assert (ran.code, len(ran.lines)) == (5, 1000)
+    assert "no answer yet whether more tasks are stored; still trying" in ran.err
+    assert "Of the others 500 at most may be stored, too" in ran.err
+
+
+def test_an_answer_in_time_needs_no_words(cluster: FakeCluster, cli: Cli) -> None:
+    ran = cli("submit", "--id", CHOSEN, "--", "true")
+    assert (ran.code, ran.err) == (0, "")
 
 
 def test_of_several_addresses_one_that_answers_will_do(cluster: FakeCluster, cli: Cli, tmp_path: Path) -> None:

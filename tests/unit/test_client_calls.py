@@ -148,6 +148,18 @@ def test_other_codes_are_errors_at_once(
     assert node.cluster.calls["Submit"] == 1
 
 
+def test_a_node_without_a_quorum_is_told_from_a_connection_that_failed(node: FakeNode, tmp_path: Path) -> None:
+    """By what the answer carries, not by its words: the code is the same."""
+    node.cluster.has_quorum = False
+    with pilfer.Client(node.address, patience_s=0) as client, pytest.raises(pilfer.NoQuorum) as answered:
+        next(client.list())
+    assert (answered.value.code, answered.value.is_from_node) == ("UNAVAILABLE", True)
+    with pilfer.Client(f"unix:{tmp_path}/no.sock", patience_s=0) as client, pytest.raises(pilfer.Unavailable) as failed:
+        next(client.list())
+    assert type(failed.value) is pilfer.Unavailable
+    assert (failed.value.code, failed.value.is_from_node) == ("UNAVAILABLE", False)
+
+
 def test_patience_ends_and_says_that_it_may_be_stored(node: FakeNode) -> None:
     node.cluster.fail_next("Submit", *[grpc.StatusCode.UNAVAILABLE] * 100)
     with pilfer.Client(node.address, patience_s=0.3) as client, pytest.raises(pilfer.Unavailable) as caught:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pilfer import TimedOut, Unavailable
+from pilfer import NoQuorum, TimedOut, Unavailable
 from pilfer._choice import SILENCE_S, Choice, Tour
 from pilfer.address import TcpTarget
 
@@ -85,3 +85,31 @@ def test_the_verdict_of_one_is_its_own(error: Unavailable | TimedOut) -> None:
     tour = Tour(choice_of(1))
     assert tour.failed(error)
     assert tour.verdict(error) is error
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [NoQuorum("no quorum", code="UNAVAILABLE"), Unavailable("nobody signs", code="UNAVAILABLE", is_from_node=True)],
+)
+def test_a_nodes_answer_outlives_the_silence_after_it(answer: Unavailable) -> None:
+    """The last try has what is left of the deadline, which may be too little for an answer."""
+    for count in (1, 2):
+        tour = Tour(choice_of(count))
+        tour.failed(answer)
+        late = TimedOut("late", code="DEADLINE_EXCEEDED")
+        tour.failed(late, silence_s=0.1)
+        verdict = tour.verdict(late)
+        assert type(verdict) is type(answer)
+        assert isinstance(verdict, Unavailable)
+        assert verdict.is_from_node
+        tour.answered()
+        tour.failed(late, silence_s=0.1)
+        assert type(tour.verdict(late)) is TimedOut
+
+
+def test_of_several_the_one_that_says_most_decides_what_it_is() -> None:
+    tour = Tour(choice_of(3))
+    tour.failed(Unavailable("nobody signs", is_from_node=True))
+    tour.failed(NoQuorum("no quorum"))
+    tour.failed(DOWN)
+    assert type(tour.verdict(DOWN)) is NoQuorum
