@@ -135,7 +135,7 @@ PROTOCOL_MUTANTS = (
         "await _first_of(gone, hurried, timeout_s=FENCE_MAX_S)\n",
         "return\n",
         rules=("NoTwoLiveRuns",),
-        beside=((_INCARNATION, "self._around.spawner.fence()\n", "pass\n"),),
+        beside=((_INCARNATION, "is_lost = True\n        self._around.spawner.fence()\n", "is_lost = True\n"),),
     ),
     Mutant(
         "the lease is revoked while commands may live",
