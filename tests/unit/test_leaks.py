@@ -13,6 +13,12 @@ import pytest
 from tests.support.leaks import Belongings
 
 
+@pytest.fixture(autouse=True)
+def no_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the whole machine's, and tests that run beside these make some."""
+    monkeypatch.setattr("tests.support.leaks._mount_points", list)
+
+
 def test_nothing_done_is_nothing_leaked() -> None:
     before = Belongings.now()
     with socket.socket(), open(os.devnull):  # noqa: PTH123  (a descriptor, no path)
