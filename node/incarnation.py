@@ -222,8 +222,8 @@ class Incarnation:
         while not (gone.done() or hurried.done() or lost.done()):
             if self.is_at_risk:
                 log.warning(
-                    "stopping without etcd, which does not answer: killing %d frozen tasks. They are queued again when "
-                    "it has a quorum",
+                    "stopping without etcd, which does not answer: killing %d frozen tasks. When it answers again the "
+                    "cluster queues them once more, or fails those that may not be restarted",
                     len(self.runner.runs),
                 )
                 self._around.spawner.fence()

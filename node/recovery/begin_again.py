@@ -27,8 +27,6 @@ from etcd.errors import NoSpace
 from etcd.port import Compare, Put, Range, Relation, Target, Txn
 from node.cluster.founding import Cluster, WrongCluster, read_cluster
 from node.config import Settings
-from node.datadir import DataDirError
-from node.files import exchange, sync_directory, sync_tree
 from node.recovery.lone_etcd import lone_etcd
 from node.trust.material import Trust
 
@@ -175,36 +173,3 @@ async def _pass_over_revisions(etcd: EtcdClient, epoch: int) -> None:
         written = await asyncio.gather(*(etcd.txn(again, timeout_s=_CALL_LIMIT_S) for _ in range(_IN_FLIGHT)))
         revision = max(result.revision for result in written)
     await etcd.compact(revision, timeout_s=_CALL_LIMIT_S)
-
-
-def put_in_place(made: Path, there: Path, aside: str) -> Path | None:
-    """`made`, durable, becomes etcd's data directory `there`; what was there before is kept beside it, by a name that
-    begins with `aside` and tells the time: that is given. At every moment one of the two is in place. Blocks. Raises
-    OSError; then nothing was changed."""
-    sync_tree(made)
-    if not there.exists():
-        made.rename(there)
-        sync_directory(there.parent)
-        return None
-    # First the new data take the name that the old ones are to be kept by: what was there is never at a place that
-    # somebody clears.
-    kept = there.with_name(f"{aside}{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
-    made.rename(kept)
-    sync_directory(there.parent)
-    try:
-        exchange(kept, there)
-    except OSError:
-        kept.rename(made)
-        raise
-    sync_directory(there.parent)
-    return kept
-
-
-def check_can_change(directory: Path) -> None:
-    """Whether etcd's data in this directory can give way to others at once. Raises DataDirError."""
-    what = "a symbolic link" if directory.is_symlink() else "a mount point" if directory.is_mount() else None
-    if what:
-        raise DataDirError(
-            f"{directory} is {what}, so other data cannot take its place at once: make it a plain directory with the "
-            f"same contents first (to have it on another disk, mount that at {directory.parent})"
-        )

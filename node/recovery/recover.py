@@ -25,8 +25,9 @@ from node.config import Settings
 from node.datadir import DataDir, DataDirError, check_free
 from node.files import sync_tree
 from node.joining.cluster_memory import ClusterMemory
-from node.recovery.begin_again import BegunAgain, Contents, begin_alone, check_can_change, put_in_place
+from node.recovery.begin_again import BegunAgain, Contents, begin_alone
 from node.recovery.lone_etcd import ensure_own_trust
+from node.recovery.put_in_place import check_can_change, put_in_place
 
 #: Data of before, beside the new.
 ASIDE = "data.before-recover-"

@@ -21,8 +21,9 @@ from node.datadir import DataDir, DataDirError, check_can_make, check_free
 from node.files import sync_tree
 from node.joining.cluster_memory import ClusterMemory
 from node.recovery.backup_file import BackupFile, check_backup
-from node.recovery.begin_again import BegunAgain, Contents, begin_alone, check_can_change, put_in_place
+from node.recovery.begin_again import BegunAgain, Contents, begin_alone
 from node.recovery.lone_etcd import ensure_own_trust
+from node.recovery.put_in_place import check_can_change, put_in_place
 from node.recovery.unpack import unpack
 from node.trust.material import has_joined
 

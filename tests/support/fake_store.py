@@ -352,7 +352,8 @@ class FakeStore:
         """None: all alarms. Of a member that raised none: does nothing."""
         if member_id is None:
             self.no_space_alarms.clear()
-        self.no_space_alarms.discard(member_id or 0)
+        else:
+            self.no_space_alarms.discard(member_id)
 
 
 @dataclass(frozen=True, slots=True)
