@@ -92,7 +92,9 @@ def _open_ways(paths: Sequence[Path]) -> None:
                 closed[step].append(path)
                 break
     for cover, inside in closed.items():
-        trees = {path: kernel.open_tree(kernel.AT_FDCWD, str(path), recursive=True) for path in inside}
+        # What lies in another of them comes with it: this project's Python may be a part of the project.
+        outermost = [path for path in inside if not any(other in path.parents for other in inside)]
+        trees = {path: kernel.open_tree(kernel.AT_FDCWD, str(path), recursive=True) for path in outermost}
         kernel.mount("cover", str(cover), "tmpfs", 0, "mode=755,size=1m")
         for path, tree in trees.items():
             path.mkdir(parents=True)
